@@ -1,0 +1,133 @@
+"""Pack videos for training: each clip decoded once into frames shards, each dialogue tokenised into dialogue shards.
+
+Run again at any time: what is there is kept, what is missing is made. Bad clips go to frames/quarantine.jsonl and are never replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vlmphys.files import only_writer, write_atomic
+from vlmphys.layout import scan_videos
+from vlmphys.packing import DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues, pack_frames
+from vlmphys.pixels import FITS
+from vlmphys.priors import load_priors
+from vlmphys.records import Variant
+from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, FramesTable
+from vlmphys.splits import load_split
+from vlmphys.video import FRAME_RULES, READERS
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def parse() -> argparse.Namespace:
+    variants = ",".join(variant.value for variant in Variant)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--videos", help="folder of categories in the Phys-AD layout (not needed with --only dialogues)")
+    parser.add_argument("--split", help="file written by split.py (with --only dialogues: the one packed before)")
+    parser.add_argument("--model", default="tiny", help="tiny, a Hugging Face Video-LLaVA folder, or a hub id: gives image size and tokenizer")
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--variants", default=variants, help="dialogue variants, separated by commas")
+    parser.add_argument("--frames", type=int, default=8, help="frames of each clip")
+    parser.add_argument("--frame-rule", default="official", choices=FRAME_RULES, help="official: first to last; hf: never the last")
+    parser.add_argument("--fit", default="crop", choices=FITS, help="how a picture becomes a square")
+    parser.add_argument("--reader", default="auto", choices=READERS, help="auto: PyAV, decord where PyAV refuses a file")
+    parser.add_argument("--workers", type=int, help="decoding processes; None: one a core; 0: decode in this process")
+    parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
+    parser.add_argument("--priors", help="folder with your own <category>.yaml files")
+    parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
+    parser.add_argument("--system", action="store_true", help="begin dialogues with Vicuna's system sentence")
+    parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="a control: permute the states among each category's train clips")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
+    try:
+        run(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check all inputs, then write: nothing is decoded before everything that can be known to fail has been tried."""
+    out = Path(options.out).expanduser()
+    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    if workers < 0:
+        raise ValueError(f"--workers {workers}: must be 0 or more")
+    settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system, options.shuffle_labels)
+    with_frames = options.only != DIALOGUES
+    if with_frames and not (options.videos and options.split):
+        raise ValueError("--videos and --split are needed, except with --only dialogues")
+    split_path = Path(options.split or out / SPLIT)
+    split = load_split(split_path)
+    if with_frames:
+        clips = check_clips(scan_videos(options.videos), split)
+        states = {clip.clip_id: (clip.category, clip.state) for clip in clips}
+        n_frames = options.frames
+    else:
+        frames = FramesTable.open(out / FRAMES)
+        states, n_frames = frames.states(), frames.meta["frames"]
+    priors = load_priors({category for category, _ in states.values()}, options.priors)
+
+    # Transformers takes seconds to import, which the workers, who import this file too, and the mistakes above need not wait for.
+    from vlmphys.model import load_tokenizer, read_facts
+
+    tokenizer = load_tokenizer(options.model)
+    facts = read_facts(options.model, tokenizer)
+    maker = DialogueMaker(facts, tokenizer, priors, n_frames, settings)
+    frame_settings = FrameSettings(n_frames, facts.image_size, options.frame_rule, options.fit, options.reader)
+    maker.check(states)
+    with only_writer(out):
+        if with_frames:
+            report = decode(clips, out, frame_settings, workers)
+            show(FRAMES, report, out)
+        if options.only != FRAMES:
+            packed = FramesTable.open(out / FRAMES)
+            packed.check(facts.image_size)
+            show(DIALOGUES, pack_dialogues(packed.states(), split, out, maker), out)
+        if split_path != out / SPLIT:
+            write_atomic(out / SPLIT, split_path.read_bytes())
+
+
+def decode(clips, out: Path, settings: FrameSettings, workers: int) -> PackReport:
+    """Pack frames behind a progress bar: clips done, clips/s of this run, time left, clips in quarantine."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[bad]} quarantined"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("decode", total=len(clips), rate="", bad=0)
+        earlier = None
+
+        def advance(clips_done: int, quarantined: int) -> None:
+            nonlocal earlier
+            earlier = clips_done if earlier is None else earlier
+            seconds = bar.tasks[task].elapsed or 0
+            rate = f"{(clips_done - earlier) / seconds:.1f} clips/s" if seconds > 0 and clips_done > earlier else ""
+            bar.update(task, completed=clips_done, rate=rate, bad=quarantined)
+
+        return pack_frames(clips, out, settings, workers, advance)
+
+
+def show(table: str, report: PackReport, out: Path) -> None:
+    """Print what one table holds now, and what was left out of it."""
+    state = "already packed" if report.skipped else "packed"
+    console.print(f"{table}: {state}, {report.rows} rows in {report.shards} shard(s), {report.nbytes / 2**20:.1f} MiB in {out / table}")
+    for bad in report.quarantine[:5]:
+        console.print(f"  quarantined {bad['clip_id']}: {bad['reason']}", markup=False)
+    if report.quarantine:
+        console.print(f"  {len(report.quarantine)} clip(s) in quarantine, all in {out / table / QUARANTINE}: nothing stands in their place")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

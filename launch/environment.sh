@@ -1,0 +1,38 @@
+# Sourced by the launch scripts and by tests/run.sh: makes .venv if there is none, installs into it, and activates it.
+# A stamp holds the hash of what was installed, so that a second run installs nothing.
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python3.10 python; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    fail "no Python 3.10 or newer was found: install one, or name it with PYTHON=/path/to/python"
+}
+
+ensure_environment() {  # $1: extras to install, such as "[test]", or empty
+    local extras="${1:-}" wanted
+    command -v c++ >/dev/null || command -v g++ >/dev/null ||
+        fail "no C++ compiler was found: DeepSpeed compiles its CPU optimizer with one (Debian: apt install g++)"
+    wanted="$(cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
+    if [ ! -x .venv/bin/python ]; then
+        echo "making .venv"
+        "$(find_python)" -m venv .venv || fail "python cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)"
+    fi
+    local stamp=.venv/.vlmphys-installed
+    if [ ! -f "$stamp" ] || ! grep -qx "$wanted${extras}" "$stamp"; then
+        echo "installing the package and what it needs into .venv (once; a few minutes)"
+        .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${extras}" ||
+            fail "the installation failed: see the lines above; nothing else was changed"
+        echo "$wanted${extras}" >> "$stamp"
+    fi
+    # shellcheck disable=SC1091
+    . .venv/bin/activate
+    export TOKENIZERS_PARALLELISM=false
+    # glibc returns large blocks to the kernel after each use and asks again: on the CPU that costs up to half of a training step.
+    export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4000000000}" MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4000000000}"
+}

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Everything on this machine, nothing downloaded but packages: simulate, split, pack, fine-tune, predict, score, report.
+set -eu -o pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+. launch/stages.sh
+
+usage() {
+    cat <<EOF
+usage: bash launch/quickstart.sh [--videos DIR] [--variants multi_turn,single_turn,no_physics] [--clips-per-state N]
+                                 [--per-anomaly N] [--max-steps N] [--appearance physad|wild] [--seed N] [--out runs/quickstart]
+  --videos DIR          your own clips in the Phys-AD layout instead of simulated ones
+  --clips-per-state N   simulated clips in each test folder; the train folder gets twice as many   [$clips]
+  --per-anomaly N       anomalous clips of each class that go from test to train                   [two thirds of --clips-per-state]
+  --max-steps N         optimizer steps a variant                                                  [as in launch/recipes/quickstart.yaml]
+A second run skips what is done; after an interruption it goes on.
+EOF
+}
+
+videos="" variants="multi_turn,single_turn,no_physics" clips=30 per_anomaly="" steps="" appearance=physad seed=0 out=runs/quickstart
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h|--help) usage; exit 0 ;;
+        --videos|--variants|--clips-per-state|--per-anomaly|--max-steps|--appearance|--seed|--out)
+            [ $# -ge 2 ] || fail "$1 needs a value"
+            case "$1" in
+                --videos) videos="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;;
+                --max-steps) steps="$2" ;; --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
+            esac; shift 2 ;;
+        *) usage >&2; fail "unknown option $1" ;;
+    esac
+done
+check_variants "$variants"
+case "$clips" in ''|*[!0-9]*|0|1) fail "--clips-per-state is '$clips': a number of at least 2 is needed, one clip to train on and one to test" ;; esac
+per_anomaly="${per_anomaly:-$((clips * 2 / 3))}"
+[ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
+
+ensure_environment
+claim_out "$out" "videos=${videos:-simulated} clips-per-state=$clips per-anomaly=$per_anomaly appearance=$appearance seed=$seed max-steps=${steps:-recipe}"
+marks="$out/done"
+if [ -z "$videos" ]; then
+    videos="$out/videos"
+    stage "$marks/simulate" "simulating clips" "" \
+        python data_prep/simulate.py --out "$videos" --clips-per-state "$clips" --size 112 --seed "$seed" --appearance "$appearance"
+    after_videos="$marks/simulate"
+fi
+stage "$marks/split" "splitting" "${after_videos:-}" \
+    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak --per-anomaly "$per_anomaly" --seed "$seed"
+stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
+    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed"
+predictions=() finished=""
+for variant in ${variants//,/ }; do
+    stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack" \
+        deepspeed --num_gpus 1 launch/train.py --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
+        --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"}
+    stage "$marks/predict-$variant" "predicting, $variant" "$marks/train-$variant" \
+        python launch/predict.py --run "$out/$variant" --data "$out/packed" --split test --out "$out/$variant/predictions.jsonl"
+    predictions+=("$out/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"
+done
+stage "$marks/score" "scoring" "$finished" \
+    python launch/score.py --predictions "${predictions[@]}" --data "$out/packed" --out "$out/scores"
+say "done: the table above is $out/scores/table.md"
+echo "report: $out/scores/report.html"
+echo "curves: tensorboard --logdir $out"

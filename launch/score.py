@@ -1,0 +1,88 @@
+"""Score predictions: `python launch/score.py --predictions runs/NAME/predictions.jsonl --out scores --data packed`. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+from rich.console import Console
+
+from vlmphys.files import write_atomic
+from vlmphys.predictions import read_labels, read_predictions
+from vlmphys.priors import known_categories, load_prior
+from vlmphys.prompts import verdict_answer, true_verdict
+from vlmphys.report import last_losses, write_html
+from vlmphys.scoring import name_runs, score_predictions, scores_document
+from vlmphys.tables import markdown_text, print_scores
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other program "
+                                                 "(JSONL or CSV with clip_id, label, score). Writes scores.json, table.md and report.html.")
+    parser.add_argument("--predictions", nargs="+", required=True, metavar="[NAME=]FILE", help="one file, or several to put side by side")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--labels", type=Path, help="JSONL or CSV with clip_id and label, where the predictions have none")
+    parser.add_argument("--data", type=Path, help="folder written by data_prep/pack.py: film strips, and checks against its split")
+    parser.add_argument("--run", nargs="+", default=[], metavar="[NAME=]FOLDER", help="run folders, for a table of their last training losses")
+    parser.add_argument("--priors", type=Path, help="folder with further priors, for reference explanations")
+    parser.add_argument("--threshold", type=float, help="score from which a clip counts as anomalous (default: 0 for log-odds, "
+                                                        "0.5 where all scores of another program lie in [0, 1])")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals")
+    return parser.parse_args(arguments)
+
+
+def reference_reader(priors: Path | None):
+    """(category, state) -> the first reference explanation as an answer would put it; None where no prior has one."""
+    known = set(known_categories(priors))
+
+    @cache
+    def reference_of(category: str, state: str) -> str | None:
+        if category not in known:
+            return None
+        try:
+            return verdict_answer(true_verdict(state), load_prior(category, priors).texts_of(state).explanations[0])
+        except ValueError:  # another program's folder may have states that no prior knows: its clips have no reference
+            return None
+    return reference_of
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Read, compute, print and write; nothing is written before all of it is computed."""
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out {arguments.out} is a file: give a folder")
+    labels = read_labels(arguments.labels) if arguments.labels else None
+    frames = split = None
+    if arguments.data:
+        from vlmphys.shards import FramesTable
+        from vlmphys.splits import load_split
+        frames, split = FramesTable.open(arguments.data / "frames"), load_split(arguments.data / "split.json")
+    predictions = {name: read_predictions(path, labels) for name, path in name_runs(arguments.predictions).items()}
+    losses = {name: last_losses(folder) for name, folder in name_runs(arguments.run).items()}
+    runs = {name: score_predictions(table, arguments.threshold, arguments.seed, split) for name, table in predictions.items()}
+    page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row})
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(scores_document(runs), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, text in (("scores.json", document), ("table.md", markdown_text(runs)), ("report.html", page)):
+        write_atomic(arguments.out / name, text.encode())
+    console = Console()
+    # A table cut off at 80 columns helps nobody: a pipe or a log file has room.
+    print_scores(runs, console if console.is_terminal else Console(width=200))
+    console.print(f"report: {arguments.out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """0: scored; 2: something is wrong, as one message says."""
+    try:
+        score(parse())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

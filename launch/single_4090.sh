@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# From your videos to a scored run with one card: bf16, LoRA, ZeRO-2 with the optimizer on the CPU, micro-batch 1, gradient checkpointing.
+set -eu -o pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+. launch/stages.sh
+
+usage() {
+    cat <<EOF
+usage: bash launch/single_4090.sh --videos DIR --model MODEL [--variant multi_turn] [--tune lora|full] [--out runs/single_4090]
+                                  [--per-anomaly N] [--set key=value]...
+  --videos DIR      clips in the Phys-AD layout: <category>/train/*.mp4, <category>/test/<state>/*.mp4
+  --model MODEL     a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'
+  --per-anomaly N   anomalous clips of each class that go from test to train   [the published number of each class]
+  --set key=value   any key of launch/recipes/single_4090.yaml, more than once if need be
+A second run skips what is done; after an interruption it goes on.
+EOF
+}
+
+videos="" model="" variant=multi_turn tune=lora out=runs/single_4090 per_anomaly="" settings=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h|--help) usage; exit 0 ;;
+        --videos|--model|--variant|--tune|--out|--per-anomaly|--set)
+            [ $# -ge 2 ] || fail "$1 needs a value"
+            case "$1" in
+                --videos) videos="$2" ;; --model) model="$2" ;; --variant) variant="$2" ;; --tune) tune="$2" ;;
+                --out) out="$2" ;; --per-anomaly) per_anomaly="$2" ;; --set) settings+=("$2") ;;
+            esac; shift 2 ;;
+        *) usage >&2; fail "unknown option $1" ;;
+    esac
+done
+[ -n "$videos" ] && [ -n "$model" ] || { usage >&2; fail "--videos and --model are needed"; }
+[ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
+check_variants "$variant"
+
+ensure_environment
+claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} set=${settings[*]:-}"
+marks="$out/done"
+stage "$marks/split" "splitting" "" \
+    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
+stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
+    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant"
+stage "$marks/train" "fine-tuning" "$marks/pack" \
+    deepspeed --num_gpus 1 launch/train.py --config launch/recipes/single_4090.yaml --data "$out/packed" --model "$model" --variant "$variant" \
+    --out "$out/run" --set "tune=$tune" ${settings[@]:+"${settings[@]}"}
+stage "$marks/predict" "predicting" "$marks/train" \
+    python launch/predict.py --run "$out/run" --data "$out/packed" --split test --out "$out/predictions.jsonl"
+stage "$marks/score" "scoring" "$marks/predict" \
+    python launch/score.py --predictions "$out/predictions.jsonl" --data "$out/packed" --out "$out/scores"
+say "done: the table above is $out/scores/table.md"
+echo "report: $out/scores/report.html"
+echo "curves: tensorboard --logdir $out"

@@ -1,0 +1,43 @@
+"""Fine-tune on packed data: `deepspeed launch/train.py --config FILE.yaml`, or with torchrun, or with plain python."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line. `--local_rank` is what DeepSpeed's launcher adds; the environment says the same."""
+    parser = argparse.ArgumentParser(description="Fine-tune a Video-LLaVA on packed clips. Every setting is a key of the config; see launch/README.md.")
+    parser.add_argument("--config", help="YAML file, for instance launch/recipes/quickstart.yaml")
+    parser.add_argument("--set", dest="overrides", metavar="key=value", action="append", nargs="+", default=[], help="override a key of the config")
+    parser.add_argument("--data", help="folder written by data_prep/pack.py")
+    parser.add_argument("--model", help="'tiny', a Hugging Face folder, or a hub id")
+    parser.add_argument("--variant", help="multi_turn, single_turn or no_physics")
+    parser.add_argument("--out", help="run folder")
+    parser.add_argument("--resume", choices=("auto", "never"), default="auto",
+                        help="auto: go on from the newest complete checkpoint in --out (default); never: refuse a folder that is in use")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """0: trained, or finished before; 2: something is wrong, as one message says."""
+    arguments = parse()
+    flags = {key: getattr(arguments, key) for key in ("data", "model", "variant", "out")}
+    from vlmphys.config import load_config
+    try:
+        config = load_config(arguments.config, [text for group in arguments.overrides for text in group], flags)
+        from vlmphys.train import train
+        train(config, arguments.resume)
+    except (ValueError, FloatingPointError) as error:
+        # All ranks meet the same error; one voice is enough.
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""The simulated mechanisms: physics that a fault changes, pictures that a seed decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vlmphys.mechanisms import known_mechanisms, load_mechanism
+from vlmphys.mechanisms.clips import simulate_clip
+from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, rotor, times
+
+pytestmark = pytest.mark.unit
+
+ISSUE_CATEGORIES = {
+    "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
+    "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
+    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",)}
+PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180}
+EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
+
+
+def channels(category: str, state: str, seed: int) -> dict[str, np.ndarray]:
+    return simulate_clip(load_mechanism(category), category, state, seed).trajectory.channels
+
+
+def test_categories_faults_and_lengths_are_the_published_ones():
+    assert set(ISSUE_CATEGORIES) <= set(known_mechanisms())
+    for category, anomalies in ISSUE_CATEGORIES.items():
+        mechanism = load_mechanism(category)
+        assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
+        assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
+    assert len(EVERY_STATE) == 28
+
+
+@pytest.mark.parametrize(("category", "state"), EVERY_STATE)
+def test_every_state_gives_finite_channels_and_whole_pictures(category, state):
+    mechanism = load_mechanism(category)
+    for seed in range(6):
+        clip = simulate_clip(mechanism, category, state, seed)
+        for name, values in clip.trajectory.channels.items():
+            assert values.shape == (mechanism.FRAMES,), name
+            assert np.isfinite(values).all(), name
+        span = clip.trajectory.fault_span_seconds
+        if state == "anomaly_free":
+            assert span is None
+        else:
+            assert 0.0 <= span[0] < span[1] <= mechanism.FRAMES / FPS + 1e-9
+    pictures = np.stack(list(clip.frames(48, np.array([0, mechanism.FRAMES // 2, mechanism.FRAMES - 1]))))
+    assert pictures.shape == (3, 48, 48, 3)
+    assert pictures.dtype == np.uint8
+    assert pictures.std() > 10
+
+
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_does_not():
+    mechanism = load_mechanism("fan")
+    first, again, other = (np.stack(list(simulate_clip(mechanism, "fan", "uneven", seed).frames(64, np.arange(0, 180, 30)))) for seed in (7, 7, 8))
+    assert (first == again).all()
+    assert (first != other).mean() > 0.5
+
+
+def test_wild_looks_differ_more_than_filmed_ones():
+    mechanism = load_mechanism("slide")
+
+    def spread(appearance: str) -> float:
+        means = [next(simulate_clip(mechanism, "slide", "train", seed, appearance).frames(32, np.array([0]))).mean((0, 1)) for seed in range(30)]
+        return float(np.std(means, axis=0).mean())
+
+    assert spread("wild") > 2 * spread("physad")
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'gear'"):
+        load_mechanism("gaer")
+    with pytest.raises(ValueError, match="unknown state 'stucc' of fan"):
+        simulate_clip(load_mechanism("fan"), "fan", "stucc", 0)
+    with pytest.raises(ValueError, match="unknown appearance"):
+        simulate_clip(load_mechanism("fan"), "fan", "stuck", 0, "sepia")
+
+
+def test_a_driven_mass_settles_on_its_command_and_stops_at_its_stop():
+    instants = times(240)
+    command = eased(instants, [0.2, 1.0], [0.0, 2.0])
+    assert driven(command, 5.0)[-1] == pytest.approx(2.0, abs=1e-3)
+    stopped = driven(command, 5.0, upper=0.8)
+    assert stopped.max() == pytest.approx(0.8)
+    assert stopped[-1] == pytest.approx(0.8)
+
+
+def test_a_rotor_reaches_the_speed_at_which_drag_equals_torque():
+    instants = times(600)
+    angle = rotor(np.full(len(instants), 12.0), np.full(len(instants), 4.0), 0.0, 0.0)
+    assert (angle[-1] - angle[-2]) / (instants[1] - instants[0]) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_body_falls_by_half_g_t_squared_down_to_the_floor():
+    fallen = free_fall(np.array([0.0, 0.5, 1.0, 9.0]), 0.5, 4.0, 1.5)
+    assert fallen.tolist() == [0.0, 0.0, 0.5, 1.5]
+    assert per_frame(np.arange(8)).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize("seed", range(8))
+class TestFaultsChangeThePhysics:
+    """Each fault shows in the true motion, for seeds that were not picked."""
+
+    def test_fan(self, seed):
+        turned = {state: np.abs(np.diff(channels("fan", state, seed)["blade"])) for state in ("anomaly_free", "stuck", "uneven")}
+        assert turned["anomaly_free"].std() < 0.02 * turned["anomaly_free"].mean()
+        assert (turned["stuck"][5:] < 1e-3 + 0.1 * turned["stuck"].max()).mean() > 0.3
+        assert turned["uneven"].std() > 0.2 * turned["uneven"].mean()
+        shakes = {state: np.abs(channels("fan", state, seed)["hub_x"]).max() for state in ("anomaly_free", "vibrate")}
+        assert shakes["vibrate"] > 5 * shakes["anomaly_free"]
+
+    def test_gear(self, seed):
+        for state, lost in (("anomaly_free", 0), ("single", 1), ("double", 2), ("triple", 3)):
+            steps = np.abs(np.diff([channels("gear", state, seed)[f"gear_{name}"] for name in ("one", "two", "three", "four")], axis=1))
+            still = (steps < 0.05 * steps[0].mean()).mean(axis=1) > 0.3
+            assert still.tolist() == [False] * (4 - lost) + [True] * lost
+        blocked = channels("gear", "stuck", seed)
+        assert all((np.abs(np.diff(blocked[f"gear_{name}"])) < 0.005).mean() > 0.4 for name in ("one", "two", "three", "four"))
+
+    def test_hinge_slide_and_clip(self, seed):
+        assert channels("hinge", "angle_limited", seed)["leaf"].max() < 1.45 < 1.8 < channels("hinge", "anomaly_free", seed)["leaf"].max()
+        assert channels("hinge", "falloff", seed)["fall"][-1] > 0.3
+        assert channels("slide", "jam", seed)["carriage"].max() < 0.65 < 0.75 < channels("slide", "anomaly_free", seed)["carriage"].max()
+        assert channels("slide", "derailment", seed)["tilt"][-1] > 0.3
+        assert channels("slide", "ball_drop", seed)["ball_fall"][-1] > 0.3
+        assert channels("clip", "unable_press", seed)["jaw"].max() < 0.2 < 0.5 < channels("clip", "anomaly_free", seed)["jaw"].max()
+        assert channels("clip", "unable_rebound", seed)["jaw"][-1] > 0.3 > 0.1 > channels("clip", "anomaly_free", seed)["jaw"][-1]
+
+    def test_servo_ball_and_band(self, seed):
+        assert np.abs(channels("servo", "angle_limited", seed)["horn"]).max() < 0.85 < 1.0 < np.abs(channels("servo", "anomaly_free", seed)["horn"]).max()
+        assert abs(channels("servo", "centered_anomaly", seed)["horn"][-1]) > 0.35 > 0.1 > abs(channels("servo", "anomaly_free", seed)["horn"][-1])
+        assert np.abs(channels("servo", "vibrate", seed)["case"]).max() > 0.04 > 0.02 > np.abs(channels("servo", "anomaly_free", seed)["case"]).max()
+        sound, leaking, soft = (channels("ball", state, seed)["height"] for state in ("anomaly_free", "leak", "unfull"))
+        assert sound.min() > 0.8 * sound[0]
+        assert abs(sound[-1] - sound[0]) < 0.05 * sound[0]
+        assert leaking[-1] < 0.96 * leaking[0]
+        assert soft.min() < 0.75 * soft[0]
+        assert channels("rubber_band", "crack", seed)["gap"][-1] > 0.7
+        assert channels("rubber_band", "anomaly_free", seed)["gap"].max() == 0.0

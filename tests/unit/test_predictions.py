@@ -1,0 +1,168 @@
+"""predictions.jsonl: written row by row, resumed, refused where rows would be mixed; other programs' files read strictly."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from vlmphys.predictions import (Explain, Identity, Prediction, PredictionWriter, probability_of, read_labels, read_predictions,
+                                 verdict_of)
+from vlmphys.records import Verdict
+
+pytestmark = pytest.mark.unit
+
+IDENTITY = Identity(model="tiny@1", variant="multi_turn", grounding="prior", data_fingerprint="f" * 8)
+
+
+def prediction(clip_id: str, score: float = 1.5, explanation: str | None = "It turns.") -> Prediction:
+    category, _, state, _ = clip_id.split("/")
+    return Prediction(clip_id=clip_id, category=category, state=state, label=int(state != "anomaly_free"), score=score,
+                      probability=probability_of(score), verdict=verdict_of(score).value, explanation=explanation,
+                      answers=["a", "b", "c", "d"], **asdict(IDENTITY))
+
+
+def test_rows_are_on_disk_at_once_and_read_back(tmp_path):
+    path = tmp_path / "new" / "predictions.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+        assert not path.exists(), "nothing is written before the first row"
+        writer.append(prediction("fan/test/stuck/1"))
+        assert len(path.read_text().splitlines()) == 1
+        writer.append(prediction("fan/test/anomaly_free/1", score=-0.25, explanation="é\n\u2028<script>"))
+    read = read_predictions(path)
+    assert read.clip_ids == ["fan/test/stuck/1", "fan/test/anomaly_free/1"] and read.states == ["stuck", "anomaly_free"]
+    assert read.labels_N.tolist() == [1, 0] and read.scores_N.tolist() == [1.5, -0.25]
+    assert read.anomalous_N.tolist() == [True, False] and not read.unparsed_N.any()
+    assert read.explanations[1] == "é\n\u2028<script>" and read.constants == asdict(IDENTITY)
+
+
+def test_a_half_written_line_is_dropped_and_whole_ones_are_kept(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+        for number in range(3):
+            writer.append(prediction(f"fan/test/stuck/{number}"))
+    whole = path.read_bytes()
+    for cut in (1, 20, 200):
+        path.write_bytes(whole[:-cut])
+        with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+            assert writer.done == {"fan/test/stuck/0", "fan/test/stuck/1"}
+            writer.append(prediction("fan/test/stuck/2"))
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("key", ["model", "variant", "grounding", "data_fingerprint"])
+def test_rows_of_another_run_are_refused_and_left_alone(tmp_path, key):
+    path = tmp_path / "p.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+        writer.append(prediction("fan/test/stuck/0"))
+    path.write_bytes(path.read_bytes() + b'{"half')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"p.jsonl:1 was predicted with {key} .*another --out"):
+        PredictionWriter(path, replace(IDENTITY, **{key: "other"}), Explain.ALL)
+    with pytest.raises(ValueError, match="has an explanation, which --explain none"):
+        PredictionWriter(path, IDENTITY, Explain.NONE)
+    assert path.read_bytes() == before
+
+
+def test_two_writers_and_other_files_are_refused(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.NONE) as writer:
+        writer.append(prediction("fan/test/stuck/0", explanation=None))
+        with pytest.raises(ValueError, match="another process"):
+            PredictionWriter(path, IDENTITY, Explain.NONE)
+    with pytest.raises(ValueError, match="is a folder"):
+        PredictionWriter(tmp_path, IDENTITY, Explain.NONE)
+    other = tmp_path / "notes.txt"
+    other.write_text("hello\n")
+    with pytest.raises(ValueError, match="notes.txt:1: no JSON"):
+        PredictionWriter(other, IDENTITY, Explain.NONE)
+    assert other.read_text() == "hello\n"
+
+
+def test_explanations_only_for_anomalous_clips_resume(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.ANOMALOUS) as writer:
+        writer.append(prediction("fan/test/stuck/0"))
+        writer.append(prediction("fan/test/stuck/1", score=-2.0, explanation=None))
+    with PredictionWriter(path, IDENTITY, Explain.ANOMALOUS) as writer:
+        assert len(writer.done) == 2
+
+
+def test_probability_is_the_logistic_of_the_score():
+    assert probability_of(0.0) == 0.5 and verdict_of(0.0) is Verdict.ANOMALOUS and verdict_of(-1e-9) is Verdict.NORMAL
+    assert probability_of(2.0) == pytest.approx(1 / (1 + math.exp(-2))) and probability_of(-800.0) == 0.0 and probability_of(800.0) == 1.0
+
+
+def test_csv_and_jsonl_of_any_program(tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text("\ufeffclip_id,label,score\nfan/test/stuck/1,1,0.9\ngear/test/anomaly_free/2,0,\nfan/a,0.0,1e-3\n")
+    lines = tmp_path / "scores.jsonl"
+    lines.write_text('{"clip_id": "fan/test/stuck/1", "label": true, "score": "0.9"}\n\n'
+                     '{"clip_id": "gear/test/anomaly_free/2", "label": 0, "score": NaN}\n{"clip_id": "fan/a", "label": 0, "score": 0.001}\n')
+    for path in (table, lines):
+        read = read_predictions(path)
+        assert read.categories == ["fan", "gear", "fan"] and read.states == ["stuck", "anomaly_free", ""]
+        assert read.labels_N.tolist() == [1, 0, 0] and np.array_equal(read.scores_N, [0.9, np.nan, 0.001], equal_nan=True)
+        assert read.anomalous_N is None and read.constants["model"] is None and read.sha256
+
+
+@pytest.mark.parametrize("rows, message", [
+    (['{"clip_id": "fan/1", "score": 1}'], r":1: clip 'fan/1' has no label: add a label column"),
+    (['{"clip_id": "fan/1", "label": 1}'], ":1: no score"),
+    (['{"label": 1, "score": 1}'], ":1: no clip_id"),
+    (['{"clip_id": "fan/1", "label": 2, "score": 1}'], ":1: label 2 of clip"),
+    (['{"clip_id": "fan/1", "label": 1, "score": "high"}'], ":1: score 'high' is no number"),
+    (['{"clip_id": "fan/1", "label": 1, "score": [1]}'], r":1: score \[1\] is no number"),
+    (['{"clip_id": "fan/1", "label": 1, "score": true}'], ":1: score True is no number"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1, "verdict": "yes"}'], ":1: verdict 'yes': normal, anomalous, unparsed"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 1}'], ":3: clip 'fan/1' stands already in line 1"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1}', '{"clip_id": "fan/2", "lab'], ":2: no JSON"),
+    (["[1, 2]"], ":1: one JSON object a line is expected, not a list"),
+    ([""], "holds no predictions"),
+    (['{"clip_id": "a", "label": 1, "score": 1}', '{"clip_id": "b", "label": 0, "score": 1}'], "the clips have no category"),
+])
+def test_bad_rows_are_named_by_file_and_line(tmp_path, rows, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(rows) + "\n")
+    with pytest.raises(ValueError, match="x.jsonl" + message if message.startswith(":") else message):
+        read_predictions(path)
+
+
+def test_ragged_csv_and_missing_file_are_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("clip_id,label,score\nfan/1,1\n")
+    with pytest.raises(ValueError, match="x.csv:2: the row has not as many fields"):
+        read_predictions(path)
+    path.write_bytes(b"clip_id,label,score\n\xff\xfe,1,1\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        read_predictions(path)
+    with pytest.raises(ValueError, match="no such predictions file"):
+        read_predictions(tmp_path / "none.jsonl")
+
+
+def test_labels_from_a_second_file(tmp_path):
+    path, labels = tmp_path / "x.csv", tmp_path / "labels.csv"
+    path.write_text("clip_id,score\nfan/1,0.2\nfan/2,0.4\n")
+    labels.write_text("clip_id,label\nfan/1,1\nfan/2,0\nfan/3,1\n")
+    read = read_predictions(path, read_labels(labels))
+    assert read.labels_N.tolist() == [1, 0] and read.absent == 1
+    labels.write_text("clip_id,label\nfan/1,1\n")
+    with pytest.raises(ValueError, match="x.csv:3: clip 'fan/2' has no label: it is not in the --labels file either"):
+        read_predictions(path, read_labels(labels))
+    path.write_text("clip_id,label,score\nfan/1,0,0.2\n")
+    with pytest.raises(ValueError, match="has label 0, the --labels file says 1"):
+        read_predictions(path, read_labels(labels))
+    labels.write_text("clip_id,label\nfan/1,1\nfan/1,0\n")
+    with pytest.raises(ValueError, match="labels.csv:3: clip 'fan/1' has two labels"):
+        read_labels(labels)
+
+
+def test_json_rows_keep_the_designs_keys(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+        writer.append(prediction("fan/test/stuck/0"))
+    assert list(json.loads(path.read_text())) == ["clip_id", "category", "state", "label", "score", "probability", "verdict", "explanation",
+                                                  "answers", "grounding", "variant", "model", "data_fingerprint"]

@@ -1,0 +1,167 @@
+"""scores.json: figures per category, their means, undefined ones null with a reason, and warnings."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, roc_auc_score
+
+from vlmphys.predictions import read_predictions
+from vlmphys.records import Split
+from vlmphys.scoring import PHYS_AD_CATEGORIES, mean_record, name_runs, score_predictions, scores_document
+from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY
+from vlmphys.tables import console_text, markdown_text
+
+pytestmark = pytest.mark.unit
+
+
+def write_rows(path, categories, clips: int = 12, seed: int = 0, **columns) -> list[dict]:
+    generator = np.random.default_rng(seed)
+    rows = []
+    for category in categories:
+        for clip in range(clips):
+            label = clip % 3 != 0
+            rows.append({"clip_id": f"{category}/test/{'stuck' if label else 'anomaly_free'}/{clip:04d}", "label": int(label),
+                         "score": float(np.round(generator.normal() + label, 1)), **columns})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def scored(path, **options) -> dict:
+    return score_predictions(read_predictions(path), **options)
+
+
+def test_every_figure_equals_scikit_learn(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan", "gear"], clips=40)
+    scores = scored(tmp_path / "p.jsonl", threshold=0.3)
+    for category in ("fan", "gear"):
+        labels = [row["label"] for row in rows if row["clip_id"].startswith(category)]
+        values = np.array([row["score"] for row in rows if row["clip_id"].startswith(category)])
+        record = scores["per_category"][category]
+        assert record["n"] == 40 and record["n_anomalous"] == sum(labels) and record["n_missing"] == record["n_unparsed"] == 0
+        assert record["auroc"] == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
+        assert record["ap"] == pytest.approx(average_precision_score(labels, values), abs=1e-12)
+        assert record["accuracy"] == pytest.approx(accuracy_score(labels, values >= 0.3), abs=1e-12)
+        assert record["auroc_verdict"] == pytest.approx(balanced_accuracy_score(labels, values >= 0.3), abs=1e-12)
+        low, high = record["auroc_ci95"]
+        assert low < record["auroc"] < high and record["reasons"] == {}
+    average = scores["average"]
+    assert average["n_categories"] == 2 and average["n"] == 80
+    assert average["auroc"] == pytest.approx(np.mean([scores["per_category"][name]["auroc"] for name in ("fan", "gear")]))
+    widths = [np.ptp(record["auroc_ci95"]) for record in (average, scores["per_category"]["fan"])]
+    assert widths[0] < widths[1], "the mean of two categories is surer than one"
+    assert scores == scored(tmp_path / "p.jsonl", threshold=0.3), "the bootstrap is seeded"
+
+
+def test_means_over_21_and_22_need_all_their_categories(tmp_path):
+    write_rows(tmp_path / "p.jsonl", ["fan", "gear", "toothpaste"])
+    scores = scored(tmp_path / "p.jsonl")
+    for key, of in (("average_21", 21), ("average_22", 22)):
+        record = scores[key]
+        assert record["auroc"] is None and record["auroc_ci95"] is None and record["accuracy"] is None
+        assert f"of {of} categories are there; absent: ball" in record["reasons"]["auroc"]
+    assert scores["average_21"]["n_categories"] == 2 and scores["average_22"]["n_categories"] == 3
+    write_rows(tmp_path / "all.jsonl", [*PHYS_AD_CATEGORIES, "my_machine"])
+    scores = scored(tmp_path / "all.jsonl")
+    mean = {key: np.mean([scores["per_category"][name]["ap"] for name in names]) for key, names in (
+        ("average_21", [name for name in PHYS_AD_CATEGORIES if name != "toothpaste"]), ("average_22", PHYS_AD_CATEGORIES),
+        ("average", [*PHYS_AD_CATEGORIES, "my_machine"]))}
+    assert len(PHYS_AD_CATEGORIES) == 22 and set(PHYS_AD_CATEGORIES) == set(PUBLISHED_CLIPS_PER_ANOMALY)
+    for key, value in mean.items():
+        assert scores[key]["ap"] == pytest.approx(value)
+    assert [scores[key]["n_categories"] for key in mean] == [21, 22, 23]
+
+
+def test_one_class_is_null_with_a_reason_and_left_out_of_the_mean_by_name(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan", "gear"])
+    kept = [row for row in rows if row["clip_id"].startswith("gear") or row["label"] == 0]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    scores = scored(tmp_path / "p.jsonl")
+    fan = scores["per_category"]["fan"]
+    assert fan["auroc"] is None and fan["auroc_verdict"] is None and fan["ap"] is None and fan["accuracy"] is not None
+    assert "one class only: 0 anomalous and 4 normal" in fan["reasons"]["auroc"]
+    assert scores["average"]["auroc"] == scores["per_category"]["gear"]["auroc"]
+    assert scores["average"]["left_out"]["auroc"] == ["fan"]
+    assert any(warning.startswith("fan: one class only") for warning in scores["warnings"])
+    strict = mean_record(scores["per_category"], ["fan", "gear"], strict=True)
+    assert strict["auroc"] is None and strict["reasons"]["auroc"] == "undefined in fan" and strict["accuracy"] is not None
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+def test_missing_scores_are_counted_and_never_zero(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan"])
+    whole = scored(tmp_path / "p.jsonl")["per_category"]["fan"]
+    rows += [{"clip_id": f"fan/test/stuck/x{number}", "label": 1, "score": score} for number, score in enumerate((None, float("nan")))]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = scored(tmp_path / "p.jsonl")
+    fan = scores["per_category"]["fan"]
+    assert (fan["n"], fan["n_missing"], fan["n_unparsed"]) == (14, 2, 2)
+    assert (fan["auroc"], fan["ap"], fan["accuracy"]) == (whole["auroc"], whole["ap"], whole["accuracy"])
+    assert fan["auroc_verdict"] < whole["auroc_verdict"], "a clip without a verdict counts as wrong"
+    assert any("2 of 14 clips have no score" in warning for warning in scores["warnings"])
+
+
+def test_the_files_own_verdicts_are_used(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan"])
+    for row in rows:
+        row["verdict"] = "anomalous" if row["label"] else "normal"
+    rows[0]["verdict"] = "unparsed"
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = scored(tmp_path / "p.jsonl")
+    assert scores["verdict_source"] == "verdict column"
+    assert scores["per_category"]["fan"]["auroc_verdict"] == pytest.approx((1 + 3 / 4) / 2)
+    assert scores["per_category"]["fan"]["n_unparsed"] == 1
+
+
+def test_the_threshold_says_where_it_comes_from(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clip_id,label,score\nfan/1,0,0.4\nfan/2,1,0.6\n")
+    scores = scored(path)
+    assert scores["threshold"] == {"value": 0.5, "rule": "0.5: all scores lie in [0, 1]"} and scores["per_category"]["fan"]["accuracy"] == 1.0
+    path.write_text("clip_id,label,score\nfan/1,0,-0.4\nfan/2,1,0.2\n")
+    assert scored(path)["threshold"]["value"] == 0.0
+    path.write_text("clip_id,label,score,data_fingerprint\nfan/1,0,0.1,abc\nfan/2,1,0.2,abc\n")
+    assert scored(path)["threshold"]["rule"].startswith("0: the scores are log-odds")
+    assert scored(path, threshold=0.15)["threshold"] == {"value": 0.15, "rule": "given"}
+
+
+def test_equal_scores_and_clips_of_train_are_warned_of(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan"])
+    for row in rows:
+        row["score"] = 0.25
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sides = {row["clip_id"]: Split.TEST for row in rows[2:]} | {rows[0]["clip_id"]: Split.TRAIN, "fan/test/stuck/absent": Split.TEST}
+    scores = scored(tmp_path / "p.jsonl", split=SimpleNamespace(protocol="weak", sha256="abc", clips=sides))
+    text = "\n".join(scores["warnings"])
+    assert "all scores are equal in fan" in text and "1 clips stand in the train split" in text
+    assert "1 clips are not in the split" in text and "1 test clips of the split have no prediction" in text
+    assert scores["protocol"] == "weak" and scores["fingerprints"]["split"] == "abc"
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(name_runs(["x/a.jsonl", "y/b.jsonl"])) == ["a", "b"]
+    assert list(name_runs(["x/p.jsonl", "y/p.jsonl"])) == ["x", "y"]
+    assert list(name_runs(["x/p.jsonl", "base=z/p.jsonl"])) == ["p", "base"]
+    (tmp_path / "odd=name.jsonl").touch()
+    assert list(name_runs(["odd=name.jsonl"])) == ["odd=name"]
+    with pytest.raises(ValueError, match="two predictions files are named 'a'"):
+        name_runs(["a=x.jsonl", "a=y.jsonl"])
+
+
+def test_tables_show_every_run_and_dash_what_is_undefined(tmp_path):
+    write_rows(tmp_path / "one.jsonl", ["fan", "gear|x"])
+    write_rows(tmp_path / "two.jsonl", ["fan"], seed=4)
+    runs = {name: scored(tmp_path / f"{name}.jsonl") for name in ("one", "two")}
+    assert scores_document({"one": runs["one"]}) == runs["one"] and set(scores_document(runs)["runs"]) == {"one", "two"}
+    markdown = markdown_text(runs)
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1, "each row has as many cells"
+    assert f"{runs['two']['per_category']['fan']['auroc']:.3f}" in markdown and "gear\\|x" in markdown
+    assert "mean of 2" in markdown and "mean of 1" in markdown
+    console = console_text(runs, width=140)
+    assert "fan" in console and "–" in console and f"{runs['one']['per_category']['fan']['auroc']:.3f}" in console
+    assert "[bold]" not in console

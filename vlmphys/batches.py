@@ -1,0 +1,111 @@
+"""Which clips an optimizer step sees, and how they become tensors.
+
+The order is a pure function of (seed, step): nothing needs to be stored to resume, and any number of ranks or
+micro-batches sees the same global batch. Shape suffixes: B clips of a micro-batch, L positions, N supervised positions,
+T frames, H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from vlmphys.records import Variant, stable_int
+from vlmphys.shards import Packed
+
+MAX_TURNS = 4  # the longest dialogue (multi-turn paper, equation 2)
+
+
+class ClipOrder:
+    """A seeded permutation of the train clips for each epoch, cut into global batches.
+
+    The last batch of an epoch keeps the clips that are left over, so that every epoch holds each clip exactly once.
+    """
+
+    def __init__(self, clip_ids: list[str], global_batch: int, seed: int):
+        assert clip_ids and global_batch > 0
+        self.clip_ids = sorted(clip_ids)
+        self.global_batch = global_batch
+        self.seed = seed
+        self.steps_per_epoch = math.ceil(len(self.clip_ids) / global_batch)
+        self._epoch: tuple[int, np.ndarray] | None = None
+
+    def total_steps(self, num_train_epochs: float, max_steps: int) -> int:
+        """Optimizer steps of the whole run; `max_steps` of at least 1 decides alone."""
+        return max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * self.steps_per_epoch))
+
+    def clips_of_step(self, step: int) -> list[str]:
+        """The global batch of optimizer step `step`, counted from 0."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._epoch is None or self._epoch[0] != epoch:
+            generator = np.random.default_rng(stable_int("clip order", self.seed, epoch))
+            self._epoch = (epoch, generator.permutation(len(self.clip_ids)))
+        start = position * self.global_batch
+        return [self.clip_ids[index] for index in self._epoch[1][start:start + self.global_batch]]
+
+
+def deal(clips: list[str], rank: int, ranks: int, micro_batch: int) -> list[list[str]]:
+    """This rank's micro-batches of a global batch: consecutive hands of `micro_batch` clips, rank by rank.
+
+    Every rank gets the same number of hands, because a hand is a collective call; a hand may be empty at an epoch's end.
+    """
+    rounds = math.ceil(len(clips) / (ranks * micro_batch))
+    starts = [(turn * ranks + rank) * micro_batch for turn in range(rounds)]
+    return [clips[start:start + micro_batch] for start in starts]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch. Positions count in the flattened B x L grid; `keep_N` predicts `target_N`, so it lies one before it."""
+
+    input_ids_BL: torch.Tensor      # int64, padded on the right
+    frames_BTHWC: torch.Tensor      # uint8
+    keep_N: torch.Tensor            # int64
+    target_N: torch.Tensor          # int64, token ids
+    turn_N: torch.Tensor            # int64, 0-based turn of the target
+    verdict_row_N: torch.Tensor     # int64, the clip whose verdict the target is part of, or -1
+    clip_ids: tuple[str, ...]
+    tokens: int                     # without padding
+    weightless: bool                # stands in for an empty hand: it takes part in collective calls and counts for nothing
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for name, value in moved.items()})
+
+
+def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id: int, weightless: bool = False) -> Batch:
+    """Read clips and pad them to the longest. With `weightless` no position is supervised.
+
+    Padding needs no attention mask: it stands on the right, and in a causal model no real position looks to its right.
+    """
+    rows = [packed.dialogues.row(clip_id, variant) for clip_id in clip_ids]
+    lengths = [len(row.input_ids) for row in rows]
+    length = max(lengths)
+    ids_BL = np.full((len(rows), length), pad_token_id, dtype=np.int64)
+    keep, target, turn, verdict_row = [], [], [], []
+    for index, row in enumerate(rows):
+        ids_BL[index, :lengths[index]] = row.input_ids
+        turns = np.asarray(row.turn)
+        assert turns[0] == 0 and turns.max() <= MAX_TURNS, f"{row.clip_id}: turn ids {turns.min()}..{turns.max()}"
+        positions = np.flatnonzero(turns) if not weightless else np.empty(0, dtype=np.int64)
+        start, end = row.verdict_span
+        keep.append(index * length + positions - 1)
+        target.append(ids_BL[index, positions])
+        turn.append(turns[positions].astype(np.int64) - 1)
+        verdict_row.append(np.where((positions >= start) & (positions < end), index, -1))
+    frames = np.stack([packed.frames.row(clip_id).frames_THWC for clip_id in clip_ids])
+    keep_N, target_N, turn_N, verdict_N = (torch.from_numpy(np.concatenate(part)) for part in (keep, target, turn, verdict_row))
+    return Batch(torch.from_numpy(ids_BL), torch.from_numpy(frames), keep_N, target_N, turn_N, verdict_N, tuple(clip_ids),
+                 0 if weightless else sum(lengths), weightless)
+
+
+def load_step(packed: Packed, order: ClipOrder, step: int, rank: int, ranks: int, micro_batch: int, variant: Variant,
+              pad_token_id: int) -> list[Batch]:
+    """All micro-batches that `rank` computes in optimizer step `step`."""
+    clips = order.clips_of_step(step)
+    hands = deal(clips, rank, ranks, micro_batch)
+    return [collate(packed, hand or clips[:1], variant, pad_token_id, weightless=not hand) for hand in hands]

@@ -1,0 +1,119 @@
+"""Files that are either whole or not there: atomic writes, folders swapped in one rename, one writer a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable: a rename survives a power cut only after this."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_file(path: Path) -> None:
+    """Make a closed file's bytes durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` beside `path`, fsync, rename: a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def json_bytes(value: object) -> bytes:
+    """Indented JSON with sorted keys and a final newline: the same value always gives the same bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(path: Path, cure: str) -> dict:
+    """The object in a JSON file. Raises ValueError, naming the file and ending with `cure`, for anything else."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; {cure}") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); {cure}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object is expected, not a {type(value).__name__}; {cure}")
+    return value
+
+
+def old_folder(target: Path) -> Path:
+    """Where a folder waits while its successor takes its name."""
+    return target.with_name(target.name + ".old")
+
+
+def swap_folder(ready: Path, target: Path) -> None:
+    """Give a complete folder the name `target`; what stood there before is removed after the swap."""
+    old = old_folder(target)
+    if target.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        os.replace(target, old)
+    os.replace(ready, target)
+    fsync_folder(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def finish_swap(ready: Path, target: Path, complete_marker: str) -> None:
+    """Finish or undo a swap that a crash cut in two; nothing happens where there was none."""
+    old = old_folder(target)
+    if not target.exists():
+        if (ready / complete_marker).is_file():
+            os.replace(ready, target)
+        elif old.exists():
+            os.replace(old, target)
+        else:
+            return
+        fsync_folder(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+@contextmanager
+def only_writer(folder: Path):
+    """Hold a folder, made where it is missing, for one process alone; it is removed again where nothing was written into it.
+
+    Raises ValueError where another process holds it, and for a folder that cannot be made. The lock ends with the process, however
+    that ends.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ValueError(f"{folder}: this folder cannot be made or opened ({error.strerror})") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another process is packing into this folder; wait for it, or give another one") from None
+    finally:
+        os.close(handle)

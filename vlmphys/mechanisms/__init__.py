@@ -1,0 +1,35 @@
+"""Simulated mechanisms, one file each: a small dynamical model, its faults, and how a camera would see it.
+
+A mechanism is a module named as its Phys-AD category. To add one, write a module here with
+
+    FRAMES      clip length in frames at 60 fps, as published
+    ANOMALIES   names of its anomaly folders
+    PARTS       what moves: `Part` entries that name the channels of the trajectory
+    simulate(rng, state, frames) -> Trajectory
+    draw(canvas, values, look)
+
+and a prior of the same name in `vlmphys/priors/`. Nothing else has to be told about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from difflib import get_close_matches
+from types import ModuleType
+
+SHARED_MODULES = ("clips", "parts", "physics", "scene")
+
+
+def known_mechanisms() -> list[str]:
+    """Names of all mechanisms that can be simulated, sorted."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name not in SHARED_MODULES)
+
+
+def load_mechanism(category: str) -> ModuleType:
+    """The module of one mechanism. Raises ValueError, with the nearest name, where there is none."""
+    if category not in known_mechanisms():
+        near = get_close_matches(category, known_mechanisms(), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown category {category!r}{hint}: allowed are {', '.join(known_mechanisms())}, or 'all'")
+    return importlib.import_module(f"{__name__}.{category}")

@@ -1,0 +1,53 @@
+"""A spring clip: a finger presses the lever, the jaw opens; on release the spring closes it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vlmphys.mechanisms.parts import Part, Trajectory
+from vlmphys.mechanisms.physics import FPS, driven, eased, per_frame, times
+from vlmphys.mechanisms.scene import Canvas, Look, polar
+
+FRAMES = 120
+ANOMALIES = ("unable_press", "unable_rebound")
+PARTS = (Part("jaw", "jaw", 0.0, 0.9), Part("finger", "finger", 0.0, 1.0))
+
+
+def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
+    """The finger's force against the spring. unable_press: the pivot is seized; unable_rebound: the spring no longer pulls back."""
+    instants, seconds = times(frames), frames / FPS
+    opening, delay = rng.uniform(0.6, 0.85), rng.uniform(0.05, 0.3)
+    pressed = delay + rng.uniform(0.35, 0.6)
+    released = pressed + rng.uniform(0.1, 0.4)
+    lifted = min(released + rng.uniform(0.25, 0.45), seconds - 0.15)
+    press = eased(instants, [delay, pressed, released, lifted], [0.0, 1.0, 1.0, 0.0])
+    span = None
+    if state == "unable_press":
+        opening *= rng.uniform(0.0, 0.15)
+        span = (delay, released)
+    command = opening * np.clip((press - 0.3) / 0.7, 0.0, 1.0)
+    if state == "unable_rebound":
+        rest = opening * rng.uniform(0.7, 1.0)
+        reached = np.maximum.accumulate(command)
+        command = np.where(instants > pressed, np.maximum(command, np.minimum(rest, reached)), command)
+        span = (released, seconds)
+    jaw = driven(command, rng.uniform(6.0, 9.0), rng.uniform(0.5, 0.9), lower=0.0)
+    finger = np.minimum(press, 0.3 + 0.04) if state == "unable_press" else press
+    return Trajectory({"jaw": per_frame(jaw), "finger": per_frame(finger)}, {"opening": opening, "delay": delay, "released": released}, span)
+
+
+def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:
+    """The lower jaw stays; the upper jaw and its lever turn about the pivot; the finger comes from above right."""
+    x, y, reach = 0.12, 0.28, 0.85 * look.proportion
+    canvas.box(0, 0.92, 0.9, 0.06, "body", 0.5)
+    canvas.bar(x + 0.55, y + 0.24, x - reach, y + 0.24, 0.14, "body")
+    opening = values["jaw"]
+    jaw_tip = polar(x, y, reach, np.pi + opening)
+    lever_tip = polar(x, y, 0.6, -0.5 + opening)
+    canvas.bar(x, y, *jaw_tip, 0.15, "part")
+    canvas.bar(x, y, *lever_tip, 0.15, "part", 0.85)
+    canvas.disc(*polar(x, y, reach * 0.9, np.pi + opening), 0.07, "mark")
+    canvas.disc(x, y + 0.06, 0.12, "metal")
+    tip = -0.52 + 0.72 * values["finger"] * 0.8
+    canvas.bar(0.62, -1.1, 0.62, tip, 0.17, "grip")
+    canvas.disc(0.62, tip, 0.085, "grip", 1.15)

@@ -1,0 +1,89 @@
+"""Integration in time, shared by all mechanisms: 60 frames a second, four semi-implicit Euler steps a frame."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FPS = 60
+SUBSTEPS = 4
+DT = 1.0 / (FPS * SUBSTEPS)
+
+
+def times(frames: int) -> np.ndarray:
+    """The instants of all integration steps of a clip, in seconds, shape (frames * SUBSTEPS,)."""
+    return np.arange(frames * SUBSTEPS) * DT
+
+
+def per_frame(values: np.ndarray) -> np.ndarray:
+    """The values at the frames' own instants, shape (frames,), of values at all steps."""
+    return np.asarray(values)[::SUBSTEPS].copy()
+
+
+def eased(instants: np.ndarray, knots_seconds: list[float], values: list[float]) -> np.ndarray:
+    """A command that moves from value to value with cosine easing between knots and rests outside them."""
+    command = np.full(len(instants), values[0], dtype=float)
+    for start, end, first, last in zip(knots_seconds[:-1], knots_seconds[1:], values[:-1], values[1:]):
+        phase = np.clip((instants - start) / max(end - start, 1e-9), 0.0, 1.0)
+        inside = instants >= start
+        command[inside] = first + (last - first) * 0.5 * (1 - np.cos(np.pi * phase[inside]))
+    return command
+
+
+def driven(command: np.ndarray, natural_hz: float, damping_ratio: float = 0.9, start: float | None = None,
+           lower: np.ndarray | float = -np.inf, upper: np.ndarray | float = np.inf, force: np.ndarray | None = None) -> np.ndarray:
+    """A mass on a spring whose other end follows `command`, between two inelastic stops: x'' = w^2 (c - x) - 2 z w x' + f.
+
+    All arrays have one value a step; `force` is an acceleration. Returns x at every step.
+    """
+    omega = 2 * np.pi * natural_hz
+    stiffness, drag = omega * omega, 2 * damping_ratio * omega
+    lower = np.broadcast_to(lower, len(command)).tolist()
+    upper = np.broadcast_to(upper, len(command)).tolist()
+    pushes = [0.0] * len(command) if force is None else force.tolist()
+    x, speed, path = float(command[0] if start is None else start), 0.0, []
+    for target, low, high, push in zip(command.tolist(), lower, upper, pushes):
+        speed += DT * (stiffness * (target - x) - drag * speed + push)
+        x += DT * speed
+        if x < low or x > high:
+            x, speed = min(max(x, low), high), 0.0
+        path.append(x)
+    return np.array(path)
+
+
+def rotor(torque: np.ndarray, drag: np.ndarray, start_speed: float, start_angle: float) -> np.ndarray:
+    """The angle of a rotor of unit inertia: w' = torque - drag w. Arrays have one value a step; returns radians at every step."""
+    angle, speed, path = start_angle, start_speed, []
+    for push, friction in zip(torque.tolist(), drag.tolist()):
+        speed = (speed + DT * push) / (1 + DT * friction)
+        angle += DT * speed
+        path.append(angle)
+    return np.array(path)
+
+
+def free_fall(instants: np.ndarray, start_seconds: float, gravity: float, floor: float) -> np.ndarray:
+    """How far a body has fallen since it was let go, down to a floor, in scene units."""
+    elapsed = np.maximum(instants - start_seconds, 0.0)
+    return np.minimum(0.5 * gravity * elapsed ** 2, floor)
+
+
+def shaking(rng: np.random.Generator, instants: np.ndarray, amplitude: float, low_hz: float, high_hz: float) -> np.ndarray:
+    """A driven oscillation on an axis: two nearby tones with random phases, peak about `amplitude`."""
+    first, second = rng.uniform(low_hz, high_hz, 2)
+    phases = rng.uniform(0, 2 * np.pi, 2)
+    return amplitude * (0.7 * np.sin(2 * np.pi * first * instants + phases[0]) + 0.45 * np.sin(2 * np.pi * second * instants + phases[1]))
+
+
+def fault_window(rng: np.random.Generator, seconds: float, persistent_share: float = 0.5, shortest_share: float = 0.5) -> tuple[float, float]:
+    """When a fault acts: the whole clip, or one stretch of at least `shortest_share` of it. Seconds."""
+    if rng.random() < persistent_share:
+        return 0.0, seconds
+    length = rng.uniform(shortest_share, 0.85) * seconds
+    start = rng.uniform(0.0, seconds - length)
+    return float(start), float(start + length)
+
+
+def within(instants: np.ndarray, span: tuple[float, float] | None) -> np.ndarray:
+    """1.0 at the steps inside a span, else 0.0."""
+    if span is None:
+        return np.zeros(len(instants))
+    return ((instants >= span[0]) & (instants <= span[1])).astype(float)

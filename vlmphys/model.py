@@ -1,0 +1,156 @@
+"""Loading a Video-LLaVA: the embedded tiny one, a Hugging Face folder or a hub id, always without its image tower.
+
+Shape suffixes: B clips, T frames, H W pixels, C channels, V video tokens, D hidden size of the language model.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoTokenizer, VideoLlavaForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging as hub_logging
+
+from vlmphys.records import sha256_text
+
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).parent / "tiny_base"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What data preparation and training need to know of a model before its weights are loaded."""
+
+    source: str
+    image_size: int
+    tokens_per_frame: int
+    video_token_id: int
+    pad_token_id: int
+    max_positions: int
+    vocab_size: int
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    tokenizer_sha256: str
+
+
+def resolve_source(model: str) -> str:
+    """The folder or hub id behind `tiny`, a path, or a hub id. Raises ValueError for a folder that cannot be one."""
+    if model == TINY:
+        return str(TINY_FOLDER)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model folder {path} has no config.json: give a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'")
+        return str(path)
+    if path.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise ValueError(f"model {model!r} is no folder: give a Hugging Face Video-LLaVA folder, a hub id (owner/name), or 'tiny'")
+    return model
+
+
+def load_config(model: str):
+    """The `VideoLlavaConfig` of a model; ValueError where the model is of another kind or cannot be reached."""
+    source = resolve_source(model)
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {model!r}: its config cannot be read ({str(error).splitlines()[0]})") from error
+    if config.model_type != "video_llava":
+        raise ValueError(f"model {model!r} is of type {config.model_type!r}: only Video-LLaVA ('video_llava') is allowed")
+    return config
+
+
+def load_tokenizer(model: str):
+    """The model's fast tokenizer. Raises ValueError where it has none or lacks the `<video>` token."""
+    source = resolve_source(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {model!r}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"model {model!r}: a fast tokenizer (tokenizer.json) is needed, because label masks are built from character offsets")
+    return tokenizer
+
+
+def read_facts(model: str, tokenizer=None) -> ModelFacts:
+    """Facts of a model from its config, tokenizer and preprocessor file; no weights are read."""
+    config = load_config(model)
+    tokenizer = tokenizer or load_tokenizer(model)
+    vision = config.vision_config
+    if tokenizer.convert_tokens_to_ids("<video>") != config.video_token_id:
+        raise ValueError(f"model {model!r}: its tokenizer maps '<video>' to {tokenizer.convert_tokens_to_ids('<video>')}, "
+                         f"its config to {config.video_token_id}; they must agree")
+    mean, std = CLIP_MEAN, CLIP_STD
+    preprocessor = Path(resolve_source(model)) / "preprocessor_config.json"
+    if preprocessor.is_file():
+        stored = json.loads(preprocessor.read_text())
+        mean, std = tuple(stored.get("image_mean") or mean), tuple(stored.get("image_std") or std)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return ModelFacts(
+        source=resolve_source(model), image_size=vision.image_size,
+        tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1,
+        video_token_id=config.video_token_id, pad_token_id=pad,
+        max_positions=config.text_config.max_position_embeddings, vocab_size=config.text_config.vocab_size,
+        image_mean=mean, image_std=std, tokenizer_sha256=tokenizer_sha256(tokenizer))
+
+
+def tokenizer_sha256(tokenizer) -> str:
+    """A digest of all that decides token ids: vocabulary, merges, normaliser, added tokens."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.pop("padding", None), state.pop("truncation", None)
+    return sha256_text(json.dumps(state, sort_keys=True))
+
+
+def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForConditionalGeneration:
+    """The model in `dtype` on the CPU, image tower dropped. Raises ValueError where weights other than the image tower are missing."""
+    load_config(model)
+    source = resolve_source(model)
+    with _quiet_transformers():
+        network, info = VideoLlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    missing = [name for name in info["missing_keys"] if "image_tower" not in name]
+    if missing:
+        raise ValueError(f"model {model!r} lacks {len(missing)} weights, first {missing[0]!r}: the folder is incomplete or of another version")
+    return drop_image_tower(network)
+
+
+@contextmanager
+def _quiet_transformers():
+    """No list of missing weights (the image tower's are expected, others are refused by name) and no progress bars."""
+    verbosity, bars = hub_logging.get_verbosity(), hub_logging.is_progress_bar_enabled()
+    hub_logging.set_verbosity_error()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+        if bars:
+            hub_logging.enable_progress_bar()
+
+
+def drop_image_tower(network: VideoLlavaForConditionalGeneration) -> VideoLlavaForConditionalGeneration:
+    """Remove the tower that video never runs (0.3 B parameters in the 7B model), in place."""
+    network.model.image_tower = None
+    return network
+
+
+def normalise_frames(frames_BTHWC: torch.Tensor, mean, std, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 frames to the model's input, B x T x C x H x W: / 255, minus mean, over standard deviation."""
+    pixels = frames_BTHWC.permute(0, 1, 4, 2, 3).to(dtype=torch.float32)
+    mean_C, std_C = (torch.as_tensor(np.asarray(values, dtype=np.float32), device=pixels.device).view(1, 1, 3, 1, 1) for values in (mean, std))
+    return ((pixels / 255.0 - mean_C) / std_C).to(dtype)
+
+
+def video_features(network: VideoLlavaForConditionalGeneration, pixels_BTCHW: torch.Tensor) -> torch.Tensor:
+    """Projected video tokens, (B * T) x tokens_per_frame x D, of the tower and the projector."""
+    return network.model.get_video_features(pixels_BTCHW, return_dict=True).pooler_output
+
+
+def as_encoder_outputs(features: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
+    """Wrap projected features for the `mm_encoder_outputs` argument of the model's forward."""
+    return {"video": BaseModelOutputWithPooling(pooler_output=features)}

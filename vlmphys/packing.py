@@ -1,0 +1,368 @@
+"""Videos to frames shards, priors to dialogue shards: each clip decoded once in its life, in flat memory, resumed after any crash.
+
+Frames are written into `frames.partial/`, one shard of CLIPS_PER_SHARD planned clips after the other; a journal names those that are
+whole, so that a later run goes on from there. Only a complete folder, manifest and all, gets the name `frames/`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Callable, Iterator
+
+import numpy as np
+import torch
+
+from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
+from vlmphys.files import finish_swap, json_bytes, read_json, swap_folder, write_atomic
+from vlmphys.layout import Clip
+from vlmphys.pixels import FITS, fit_frames
+from vlmphys.priors import Prior, priors_sha256
+from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
+from vlmphys.records import Split, Variant, sha256_file, sha256_text, stable_int
+from vlmphys.shards import (DIALOGUES, DIALOGUES_PER_BATCH, FRAMES, FRAMES_PER_BATCH, MANIFEST, QUARANTINE, VERSION, DialogueTable,
+                            FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of)
+from vlmphys.splits import SplitFile
+from vlmphys.video import FRAME_RULES, READERS, VideoError, read_frames
+from vlmphys.workers import Lost, run_in_order
+
+CLIPS_PER_SHARD = 256
+DIALOGUES_PER_SHARD = 8192
+# A 1080p clip takes a third of a second; one that takes this long never ends.
+READER_LIMIT_SECONDS = 120.0
+JOURNAL = "progress.jsonl"
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """What decides the pixels of a clip: T frames by `rule`, fitted into a square of `size` pixels by `fit`."""
+
+    frames: int
+    size: int
+    rule: str = "official"
+    fit: str = "crop"
+    reader: str = "auto"
+
+    def __post_init__(self):
+        allowed = {"rule": FRAME_RULES, "fit": FITS, "reader": READERS}
+        problems = [f"{name} {getattr(self, name)!r}: must be one of {', '.join(values)}"
+                    for name, values in allowed.items() if getattr(self, name) not in values]
+        problems += [f"{name} {getattr(self, name)}: must be at least 1" for name in ("frames", "size") if getattr(self, name) < 1]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def meta(self) -> dict:
+        """The settings as a frames shard carries them."""
+        return {"version": VERSION, "frames": self.frames, "height": self.size, "width": self.size, "rule": self.rule, "fit": self.fit}
+
+
+@dataclass(frozen=True)
+class DialogueSettings:
+    """What decides a dialogue besides priors and tokenizer; `shuffle_labels` is a control experiment's seed, or None."""
+
+    variants: tuple[str, ...]
+    seed: int = 0
+    system: bool = False
+    shuffle_labels: int | None = None
+
+    def __post_init__(self):
+        known = [variant.value for variant in Variant]
+        wrong = [variant for variant in self.variants if variant not in known]
+        if wrong or not self.variants or len(set(self.variants)) != len(self.variants):
+            raise ValueError(f"variants {','.join(self.variants)!r}: must be one or more of {', '.join(known)}, each once")
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What a packing call did. `skipped`: everything was there already. `quarantine`: {clip_id, path, reason} of each bad clip."""
+
+    rows: int
+    shards: int
+    nbytes: int
+    skipped: bool
+    quarantine: tuple[dict, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClipTask:
+    """One clip for a worker."""
+
+    path: str
+    settings: FrameSettings
+
+
+@dataclass(frozen=True)
+class ClipPixels:
+    """A worker's answer for a good clip; `frames_THWC` uint8."""
+
+    frames_THWC: np.ndarray
+    frame_index: list[int]
+    sha256: str
+    fps: float
+    n_frames: int
+
+
+def decode_clip(task: ClipTask) -> ClipPixels | VideoError:
+    """Decode and fit one clip; what is wrong with the file comes back as an error, not as an exception."""
+    settings = task.settings
+    try:
+        clip = read_frames(task.path, settings.rule, settings.frames, settings.reader)
+        frames_THWC = fit_frames(clip.frames_THWC, settings.size, settings.fit)
+        return ClipPixels(frames_THWC, clip.frame_index.tolist(), sha256_file(Path(task.path)), clip.fps, clip.n_frames)
+    except VideoError as error:
+        return error
+    except OSError as error:
+        return VideoError(f"cannot be read: {error.strerror or error}")
+
+
+def _decode_in_worker(task: ClipTask) -> ClipPixels | VideoError:
+    # One process a core: threads within each would only get in each other's way.
+    torch.set_num_threads(1)
+    return decode_clip(task)
+
+
+def _other_reader(task: ClipTask) -> ClipTask | None:
+    if task.settings.reader != "auto":
+        return None
+    return ClipTask(task.path, FrameSettings(**{**asdict(task.settings), "reader": "decord"}))
+
+
+def check_clips(clips: list[Clip], split: SplitFile) -> list[Clip]:
+    """The clips that the split names. Raises ValueError where it names clips that are not there."""
+    found = {clip.clip_id: clip for clip in clips}
+    absent = sorted(set(split.clips) - set(found))
+    if absent:
+        raise ValueError(f"the split names {len(absent)} clip(s) that are not in the videos folder, first {absent[0]!r}: "
+                         "give the folder that was split, or split again with data_prep/split.py")
+    return [found[clip_id] for clip_id in sorted(split.clips)]
+
+
+def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: int,
+                progress: Callable[[int, int], None] = lambda clips_done, quarantined: None) -> PackReport:
+    """Write `out/frames` for these clips, or go on where an earlier run stopped, or do nothing where it is all there.
+
+    Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first
+    with what an earlier run had done. Raises ValueError where every clip is bad, and where the disk is full.
+    """
+    target, partial = out / FRAMES, out / f"{FRAMES}.partial"
+    finish_swap(partial, target, MANIFEST)
+    inputs = _inputs_sha256(clips, settings)
+    if _stored_inputs(target) == inputs:
+        table = FramesTable.open(target)
+        quarantine = tuple(json.loads(line) for line in (target / QUARANTINE).read_text().splitlines())
+        progress(len(clips), len(quarantine))
+        return _report(table.manifest, True, quarantine)
+    with _clear_disk_errors(out):
+        done = _open_journal(partial, inputs)
+        chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
+        _check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done), settings)
+        _write_missing_shards(chunks, done, partial, settings, workers, progress)
+        entries = [done[index] for index in range(len(chunks))]
+        quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])
+        shards = [entry["shard"] for entry in entries if entry["shard"]]
+        if not shards:
+            shutil.rmtree(partial)
+            raise ValueError(f"none of the {len(clips)} clips can be used; first: {quarantine[0]['path']}: {quarantine[0]['reason']}")
+        write_atomic(partial / QUARANTINE, "".join(json.dumps(bad, ensure_ascii=False) + "\n" for bad in quarantine).encode())
+        manifest = manifest_of(FRAMES, settings.meta(), shards, inputs_sha256=inputs, quarantined=len(quarantine))
+        write_atomic(partial / MANIFEST, json_bytes(manifest))
+        (partial / JOURNAL).unlink()
+        swap_folder(partial, target)
+    return _report(manifest, False, quarantine)
+
+
+def _write_missing_shards(chunks: list[list[Clip]], done: dict[int, dict], partial: Path, settings: FrameSettings, workers: int,
+                          progress: Callable[[int, int], None]) -> None:
+    clips_done = sum(len(chunks[index]) for index in done)
+    quarantined = sum(len(entry["quarantine"]) for entry in done.values())
+    progress(clips_done, quarantined)
+    missing = [index for index in range(len(chunks)) if index not in done]
+    tasks = [ClipTask(str(clip.path), settings) for index in missing for clip in chunks[index]]
+    function = _decode_in_worker if workers else decode_clip
+    results = run_in_order(function, tasks, min(workers, len(tasks)), READER_LIMIT_SECONDS, _other_reader)
+    schema = frames_schema(settings.meta())
+    try:
+        for index in missing:
+            writer = ShardWriter(partial / f"{FRAMES}-{index:05d}.arrow", schema, FRAMES_PER_BATCH)
+            bad: list[dict] = []
+            try:
+                for clip, result in zip(chunks[index], results):
+                    if isinstance(result, ClipPixels):
+                        writer.add(_frames_row(clip, result))
+                    else:
+                        reason = result.reason if isinstance(result, Lost) else str(result)
+                        bad.append({"clip_id": clip.clip_id, "path": str(clip.path), "reason": reason})
+                    clips_done += 1
+                    progress(clips_done, quarantined + len(bad))
+                line = writer.close() if writer.rows else None
+            finally:
+                writer.abort()
+            quarantined += len(bad)
+            done[index] = {"index": index, "shard": line, "quarantine": bad}
+            _append_durably(partial / JOURNAL, done[index])
+    finally:
+        results.close()
+
+
+def _frames_row(clip: Clip, pixels: ClipPixels) -> dict:
+    return {"clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label, "frames": pixels.frames_THWC,
+            "frame_index": pixels.frame_index, "source_sha256": pixels.sha256, "source_fps": pixels.fps, "source_frames": pixels.n_frames}
+
+
+def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
+    """A digest of what would be packed: a file counts as the same while its size and time of change are."""
+    lines = []
+    for clip in clips:
+        try:
+            facts = os.stat(clip.path)
+            lines.append([clip.clip_id, clip.category, clip.state, facts.st_size, facts.st_mtime_ns])
+        except OSError as error:
+            lines.append([clip.clip_id, clip.category, clip.state, error.errno, 0])
+    return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, asdict(settings), lines]))
+
+
+def _stored_inputs(target: Path) -> str | None:
+    """What a packed folder was made from; None where there is none yet, or one of another version. ValueError for a stranger's folder."""
+    if not (target / MANIFEST).is_file():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ValueError(f"{target}: exists and was not written by data_prep/pack.py; give another --out")
+        return None
+    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
+    return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
+
+
+def _open_journal(partial: Path, inputs: str) -> dict[int, dict]:
+    """The shards that an earlier run of the same inputs left whole, by number; a folder of other inputs is cleared."""
+    journal, done = partial / JOURNAL, {}
+    lines = journal.read_text().split("\n")[:-1] if journal.is_file() else []  # a last line without its end was cut off by a crash
+    if lines and json.loads(lines[0]) == {"inputs_sha256": inputs}:
+        entries = [json.loads(line) for line in lines[1:]]
+        whole = [entry for entry in entries if not entry["shard"] or _has_bytes(partial / entry["shard"]["file"], entry["shard"]["bytes"])]
+        done = {entry["index"]: entry for entry in whole}
+    elif partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    header = [{"inputs_sha256": inputs}, *done.values()]
+    write_atomic(journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in header).encode())
+    return done
+
+
+def _has_bytes(path: Path, nbytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == nbytes
+
+
+def _append_durably(path: Path, value: dict) -> None:
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, ensure_ascii=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _check_space(out: Path, clips: int, settings: FrameSettings) -> None:
+    needed, free = clips * settings.frames * settings.size ** 2 * 3, shutil.disk_usage(out).free
+    if needed > free:
+        raise ValueError(f"{out}: {clips} clips need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
+                         "make room, or give another --out")
+
+
+@contextmanager
+def _clear_disk_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"{out}: no space left on the device; make room and run the same command again: "
+                         "finished shards are kept") from error
+
+
+def _report(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = ()) -> PackReport:
+    shards = manifest["shards"]
+    return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine)
+
+
+class DialogueMaker:
+    """Makes the dialogue of any clip for one model: `facts` and `tokenizer` of the model, `priors` by category, T frames a clip."""
+
+    def __init__(self, facts, tokenizer, priors: dict[str, Prior], frames: int, settings: DialogueSettings):
+        self.facts, self.tokenizer, self.priors, self.frames, self.settings = facts, tokenizer, priors, frames, settings
+
+    def make(self, clip_id: str, category: str, state: str, variant: str) -> TokenizedDialogue:
+        """Tokenise one dialogue; ValueError, naming the clip, where it does not fit."""
+        turns = dialogue_text(self.priors[category], state, variant, f"{clip_id}|{variant}|{self.settings.seed}")
+        return tokenize_dialogue(turns, self.tokenizer, self.frames * self.facts.tokens_per_frame, self.facts.max_positions,
+                                 f"{clip_id} ({variant})", SYSTEM if self.settings.system else "")
+
+    def check(self, states: dict[str, tuple[str, str]]) -> None:
+        """Make one dialogue of each category, state and variant, so that what cannot work is found before hours of decoding.
+
+        `states`: (category, state) by clip id. Raises ValueError for a state without texts and for dialogues that do not fit.
+        """
+        first = {place: clip_id for clip_id, place in reversed(states.items())}
+        for (category, state), clip_id in first.items():
+            for variant in self.settings.variants:
+                self.make(clip_id, category, state, variant)
+
+    def meta(self) -> dict:
+        """What a dialogue shard carries about its making."""
+        return {"version": VERSION, "tokenizer_sha256": self.facts.tokenizer_sha256, "priors_sha256": priors_sha256(self.priors),
+                "prompt_ids": PROMPT_IDS, "frames": self.frames, "tokens_per_frame": self.facts.tokens_per_frame,
+                "video_token_id": self.facts.video_token_id, "variants": list(self.settings.variants), "seed": self.settings.seed,
+                "system": self.settings.system, "controls": {"shuffle_labels": self.settings.shuffle_labels}}
+
+
+def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Path, maker: DialogueMaker) -> PackReport:
+    """Write `out/dialogues` for the packed clips, (category, state) by clip id; nothing is decoded, nothing happens where it is all there.
+
+    The former folder stands until the new one is complete. Raises ValueError, naming the clip, for a dialogue that does not fit.
+    """
+    target, partial = out / DIALOGUES, out / f"{DIALOGUES}.partial"
+    finish_swap(partial, target, MANIFEST)
+    settings = maker.settings
+    if settings.shuffle_labels is not None:
+        states = shuffled_states(states, split, settings.shuffle_labels)
+    meta = maker.meta()
+    inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items())], sort_keys=True))
+    if _stored_inputs(target) == inputs:
+        return _report(DialogueTable.open(target).manifest, True)
+    with _clear_disk_errors(out):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        keys = [(clip_id, variant) for clip_id in sorted(states) for variant in settings.variants]
+        shards = []
+        try:
+            for start in range(0, len(keys), DIALOGUES_PER_SHARD):
+                writer = ShardWriter(partial / f"{DIALOGUES}-{len(shards):05d}.arrow", dialogues_schema(meta), DIALOGUES_PER_BATCH)
+                for clip_id, variant in keys[start:start + DIALOGUES_PER_SHARD]:
+                    dialogue = maker.make(clip_id, *states[clip_id], variant)
+                    writer.add({"clip_id": clip_id, "variant": variant, "input_ids": dialogue.input_ids, "turn": dialogue.turn,
+                                "verdict_span": dialogue.verdict_span})
+                shards.append(writer.close())
+            manifest = manifest_of(DIALOGUES, meta, shards, inputs_sha256=inputs)
+            write_atomic(partial / MANIFEST, json_bytes(manifest))
+            swap_folder(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _report(manifest, False)
+
+
+def shuffled_states(states: dict[str, tuple[str, str]], split: SplitFile, seed: int) -> dict[str, tuple[str, str]]:
+    """A control: the states of each category's train clips dealt out anew among them; val and test keep the truth."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for clip_id in split.clip_ids(Split.TRAIN):
+        if clip_id in states:
+            groups[states[clip_id][0]].append(clip_id)
+    dealt = dict(states)
+    for category, clip_ids in groups.items():
+        hand = [states[clip_id] for clip_id in clip_ids]
+        random.Random(stable_int(seed, "shuffle_labels", category)).shuffle(hand)
+        dealt.update(zip(clip_ids, hand))
+    return dealt

@@ -1,0 +1,316 @@
+"""predictions.jsonl, written row by row and resumed, and anyone's JSONL or CSV of scores, read back as columns. No torch.
+
+Shape suffix: N rows of a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from vlmphys.records import Verdict, sha256_file
+
+LABEL_WORDS = {"0": 0, "0.0": 0, "normal": 0, "false": 0, "1": 1, "1.0": 1, "anomalous": 1, "true": 1}
+MISSING_SCORES = ("", "nan", "none", "null")
+
+
+class Grounding(str, Enum):
+    """Where the answers before the verdict come from: the prior, the model itself, or nowhere (no physics)."""
+
+    PRIOR = "prior"
+    GENERATE = "generate"
+    NONE = "none"
+
+
+class Explain(str, Enum):
+    """Which clips get an explanation by greedy decoding."""
+
+    ALL = "all"
+    ANOMALOUS = "anomalous"
+    NONE = "none"
+
+    def wants(self, verdict: Verdict) -> bool:
+        """Whether a clip of this verdict gets an explanation."""
+        return self is Explain.ALL or (self is Explain.ANOMALOUS and verdict is Verdict.ANOMALOUS)
+
+
+def probability_of(score: float) -> float:
+    """The probability of Anomalous against Normal alone, from their log-odds (natural logarithm)."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def verdict_of(score: float, threshold: float = 0.0) -> Verdict:
+    """The hard verdict of a log-odds; the threshold itself is anomalous, as in the benchmark's `score >= 0.5`."""
+    return Verdict.ANOMALOUS if score >= threshold else Verdict.NORMAL
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for all rows of one file: rows of two models, variants or data folders are never mixed."""
+
+    model: str
+    variant: str
+    grounding: str
+    data_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row. `score` is the log-odds of Anomalous over Normal; `explanation` is None where none was asked for."""
+
+    clip_id: str
+    category: str
+    state: str
+    label: int
+    score: float
+    probability: float
+    verdict: str
+    explanation: str | None
+    answers: list[str]
+    grounding: str
+    variant: str
+    model: str
+    data_fingerprint: str
+
+
+class PredictionWriter:
+    """Appends rows to predictions.jsonl, each flushed to the disk, and knows which clips stand there already.
+
+    Opening checks the rows that are there and raises ValueError where they belong to another model, variant, grounding or
+    data folder, or were made with another `explain`; the file is left as it was. A last line without its newline is what a
+    killed process leaves: it is dropped, and its clip is predicted again. A new file is created by its first row.
+    """
+
+    def __init__(self, path: Path, identity: Identity, explain: Explain) -> None:
+        self.path = Path(path)
+        self.identity = identity
+        self.done: set[str] = set()
+        if self.path.is_dir():
+            raise ValueError(f"--out {self.path} is a folder: give a file, for instance {self.path / 'predictions.jsonl'}")
+        self._stream = None
+        if self.path.exists():
+            self._open()
+            try:
+                os.truncate(self.path, self._check_rows(explain))
+            except ValueError:
+                self._stream.close()
+                raise
+
+    def _open(self) -> None:
+        """Create or reopen the file and lock it, so that two processes cannot write the same clips."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = open(self.path, "ab")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._stream.close()
+            raise ValueError(f"{self.path} is being written by another process: wait for it or give another --out") from error
+
+    def _check_rows(self, explain: Explain) -> int:
+        """Fill `done`; return the length in bytes of the whole lines."""
+        whole_bytes = 0
+        with open(self.path, "rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                self._check_row(_json_object(line, self.path, number), number, explain)
+                whole_bytes += len(line)
+        return whole_bytes
+
+    def _check_row(self, row: dict, number: int, explain: Explain) -> None:
+        where = f"{self.path}:{number}"
+        for key, wanted in asdict(self.identity).items():
+            if row.get(key) != wanted:
+                raise ValueError(f"{where} was predicted with {key} {row.get(key)!r}, this run has {wanted!r}: "
+                                 f"give another --out, or delete {self.path} to predict again")
+        clip_id, verdict = row.get("clip_id"), row.get("verdict")
+        if not isinstance(clip_id, str) or verdict not in list(Verdict):
+            raise ValueError(f"{where} is no row of predictions.jsonl: it needs a clip_id and a verdict")
+        if (row.get("explanation") is not None) != explain.wants(Verdict(verdict)):
+            raise ValueError(f"{where} {'has an' if row.get('explanation') is not None else 'has no'} explanation, which --explain "
+                             f"{explain.value} does not give: use the same --explain as before, or another --out")
+        if clip_id in self.done:
+            raise ValueError(f"{where}: clip {clip_id!r} stands there twice: delete one of its rows")
+        self.done.add(clip_id)
+
+    def append(self, row: Prediction) -> None:
+        """Write one row, whole, and flush it."""
+        assert row.clip_id not in self.done, row.clip_id
+        if self._stream is None:
+            self._open()
+        self._stream.write(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n")
+        self._stream.flush()
+        self.done.add(row.clip_id)
+
+    def __enter__(self) -> PredictionWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The rows of one file as columns, in the file's order.
+
+    scores_N: float64, NaN where the score is missing. labels_N: int8, 0 or 1. anomalous_N, unparsed_N: bool, from the
+    verdict column; both are None where the file has no such column. The constants are None where the file does not say.
+    """
+
+    path: Path
+    sha256: str
+    clip_ids: list[str]
+    categories: list[str]
+    states: list[str]
+    labels_N: np.ndarray
+    scores_N: np.ndarray
+    anomalous_N: np.ndarray | None
+    unparsed_N: np.ndarray | None
+    explanations: list[str | None]
+    constants: dict[str, str | None]
+    absent: int = 0
+
+    def __len__(self) -> int:
+        return len(self.clip_ids)
+
+
+def read_predictions(path: Path, labels: dict[str, int] | None = None) -> Predictions:
+    """Read a JSONL or CSV file with `clip_id, label, score`, from any program; our own columns are used where they are there.
+
+    The category is the first part of the clip id and the state the one before the last, where the file has no such column.
+    `labels` (of `read_labels`) stand in for the column. Raises ValueError with file and line for a row without clip id,
+    label or score column, a score that is no number, or a clip that stands there twice. A score that is empty, null or NaN
+    is missing, not 0.
+    """
+    path = Path(path)
+    clip_ids, categories, states, explanations = [], [], [], []
+    label_list, score_list, verdict_list = [], [], []
+    lines: dict[str, int] = {}
+    constants: dict[str, set] = {key: set() for key in ("model", "variant", "grounding", "data_fingerprint")}
+    for number, row in _rows(path):
+        clip_id = _clip_id(row, path, number)
+        if clip_id in lines:
+            raise ValueError(f"{path}:{number}: clip {clip_id!r} stands already in line {lines[clip_id]}: give each clip one row")
+        lines[clip_id] = number
+        parts = clip_id.split("/")
+        clip_ids.append(clip_id)
+        categories.append(str(row.get("category") or parts[0]))
+        states.append(str(row.get("state") or (parts[-2] if len(parts) > 2 else "")))
+        label_list.append(_label(row, path, number, labels, clip_id))
+        score_list.append(_score(row, path, number))
+        verdict_list.append(_verdict(row, path, number))
+        explanations.append(row.get("explanation"))
+        for key, values in constants.items():
+            values.add(row.get(key))
+    if not clip_ids:
+        raise ValueError(f"{path} holds no predictions: one row a clip is expected, with clip_id, label, score")
+    if not any("/" in clip_id for clip_id in clip_ids[:1000]) and len(set(categories)) == len(categories) > 1:
+        raise ValueError(f"{path}: the clips have no category: add a category column, or clip ids such as 'fan/test/stuck/0003'")
+    has_verdicts = any(verdict is not None for verdict in verdict_list)
+    return Predictions(
+        path=path, sha256=sha256_file(path), clip_ids=clip_ids, categories=categories, states=states,
+        labels_N=np.array(label_list, dtype=np.int8), scores_N=np.array(score_list, dtype=np.float64),
+        anomalous_N=np.array([verdict is Verdict.ANOMALOUS for verdict in verdict_list]) if has_verdicts else None,
+        unparsed_N=np.array([verdict in (None, Verdict.UNPARSED) for verdict in verdict_list]) if has_verdicts else None,
+        explanations=explanations,
+        constants={key: next(iter(values)) if len(values) == 1 else None for key, values in constants.items()},
+        absent=sum(clip_id not in lines for clip_id in labels) if labels else 0)
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """Labels by clip id from a JSONL or CSV file with `clip_id, label`. Raises ValueError as `read_predictions` does."""
+    found: dict[str, int] = {}
+    for number, row in _rows(Path(path)):
+        clip_id = _clip_id(row, path, number)
+        label = _label(row, path, number, None, clip_id)
+        if found.setdefault(clip_id, label) != label:
+            raise ValueError(f"{path}:{number}: clip {clip_id!r} has two labels: give each clip one")
+    if not found:
+        raise ValueError(f"{path} holds no labels: one row a clip is expected, with clip_id, label")
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Line number and row of a CSV (by its suffix) or JSONL file."""
+    if not path.is_file():
+        raise ValueError(f"no such predictions file: {path}")
+    try:
+        if path.suffix.lower() == ".csv":
+            with open(path, newline="", encoding="utf-8-sig") as stream:
+                reader = csv.DictReader(stream)
+                for row in reader:
+                    if None in row or None in row.values():
+                        raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header")
+                    yield reader.line_num, row
+        else:
+            with open(path, "rb") as stream:
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        yield number, _json_object(line, path, number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
+
+
+def _json_object(line: bytes, path: Path, number: int) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{number}: no JSON ({error.msg}): one JSON object a line is expected, or a file ending in .csv") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number}: one JSON object a line is expected, not a {type(row).__name__}")
+    return row
+
+
+def _clip_id(row: dict, path: Path, number: int) -> str:
+    clip_id = row.get("clip_id")
+    if not isinstance(clip_id, str) or not clip_id:
+        raise ValueError(f"{path}:{number}: no clip_id: each row needs one, such as 'fan/test/stuck/0003'")
+    return clip_id
+
+
+def _label(row: dict, path: Path, number: int, labels: dict[str, int] | None, clip_id: str) -> int:
+    stored = row.get("label")
+    own = None if stored is None or stored == "" else LABEL_WORDS.get(str(stored).strip().lower())
+    if own is None and stored is not None and stored != "":
+        raise ValueError(f"{path}:{number}: label {stored!r} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
+    given = labels.get(clip_id) if labels is not None else None
+    if own is None and given is None:
+        cure = "it is not in the --labels file either" if labels is not None else "add a label column (0 normal, 1 anomalous), or give --labels FILE"
+        raise ValueError(f"{path}:{number}: clip {clip_id!r} has no label: {cure}")
+    if own is not None and given is not None and own != given:
+        raise ValueError(f"{path}:{number}: clip {clip_id!r} has label {own}, the --labels file says {given}: correct one of them")
+    return own if own is not None else given
+
+
+def _score(row: dict, path: Path, number: int) -> float:
+    if "score" not in row:
+        raise ValueError(f"{path}:{number}: no score: each row needs one (a higher score means more anomalous; null where it is missing)")
+    score = row["score"]
+    if score is None or (isinstance(score, str) and score.strip().lower() in MISSING_SCORES):
+        return math.nan
+    if isinstance(score, bool) or not isinstance(score, (int, float, str)):
+        raise ValueError(f"{path}:{number}: score {score!r} is no number")
+    try:
+        return float(score)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path}:{number}: score {score!r} is no number") from error
+
+
+def _verdict(row: dict, path: Path, number: int) -> Verdict | None:
+    stored = row.get("verdict")
+    if stored is None or stored == "":
+        return None
+    try:
+        return Verdict(str(stored).strip().lower())
+    except ValueError as error:
+        raise ValueError(f"{path}:{number}: verdict {stored!r}: {', '.join(verdict.value for verdict in Verdict)} are allowed") from error

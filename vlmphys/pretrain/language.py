@@ -1,0 +1,104 @@
+"""Stage 2: projector and language model learn to answer questions about motion, from the frozen tower's cached features.
+
+Half of the dialogues end with a turn of text alone ("Say: ...") that repeats words of the product's dialogues in an order that says
+nothing about the clip: embeddings and head are frozen later, so the base must know every word. No verdict is ever asked for.
+
+Shape suffixes: B clips, L tokens, V video tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vlmphys.mechanisms import load_mechanism
+from vlmphys.model import as_encoder_outputs
+from vlmphys.pretrain.pool import Pool
+from vlmphys.pretrain.questions import Turn, motion_turns
+from vlmphys.pretrain.tower import cosine_rate
+
+IGNORE = -100
+TURNS_PER_CLIP = 4
+
+
+class DialogueWriter:
+    """Writes the token ids and labels of one pre-training dialogue."""
+
+    def __init__(self, tokenizer, sentences: list[str], video_tokens: int, video_token_id: int):
+        self.encode = lru_cache(maxsize=1 << 16)(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.sentences = sentences
+        self.words = sorted({word.strip(".,?") for sentence in sentences for word in sentence.split()})
+        self.video = [video_token_id] * video_tokens
+
+    def write(self, turns: list[Turn]) -> tuple[list[int], list[int]]:
+        """Ids and labels in the format of `vlmphys/dialogue.py`: answers and their end of sequence are supervised."""
+        ids, labels = [self.bos], [IGNORE]
+        for number, (question, answer) in enumerate(turns):
+            asked = list(self.encode("USER: ")) + self.video + list(self.encode("\n" + question)) if number == 0 else list(self.encode("USER: " + question))
+            asked += self.encode(" ASSISTANT:")
+            told = [*self.encode(" " + answer), self.eos]
+            ids += asked + told
+            labels += [IGNORE] * len(asked) + told
+        return ids, labels
+
+    def words_turn(self, rng: np.random.Generator) -> Turn:
+        """A sentence of the dialogues, or a handful of their words in random order, to be repeated."""
+        if rng.random() < 0.6:
+            text = str(rng.choice(self.sentences))
+        else:
+            text = " ".join(rng.choice(self.words, size=int(rng.integers(5, 12))))
+        return f"Say: {text}", text
+
+
+def train_language(network, writer: DialogueWriter, pool: Pool, features_NVD: torch.Tensor, steps: int, batch: int, learning_rate: float, seed: int,
+                   report: Callable[[int, dict[str, float]], None]) -> None:
+    """Train projector, language model and head in place; the tower stays as it is."""
+    torch.manual_seed(seed)
+    parameters = [p for name, p in network.named_parameters() if "video_tower" not in name]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    rng = np.random.default_rng(seed)
+    parts_of = [load_mechanism(category).PARTS for category in pool.categories]
+    network.train()
+    for step in range(steps):
+        picks = rng.integers(len(pool.category_N), size=batch)
+        dialogues = [writer.write(dialogue_turns(rng, writer, pool, parts_of, int(clip))) for clip in picks]
+        loss = dialogue_loss(network, dialogues, features_NVD[picks])
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_rate(step, steps, learning_rate)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        report(step, {"loss": float(loss.detach())})
+    network.eval()
+
+
+def dialogue_turns(rng: np.random.Generator, writer: DialogueWriter, pool: Pool, parts_of: list, clip: int) -> list[Turn]:
+    """Questions about one clip, in half of the dialogues followed by words to repeat."""
+    category = int(pool.category_N[clip])
+    parts = parts_of[category]
+    turns = motion_turns(rng, pool.categories[category], parts, pool.places_NTP[clip, :, :len(parts)], TURNS_PER_CLIP)
+    if rng.random() < 0.5:
+        turns.append(writer.words_turn(rng))
+    return turns
+
+
+def dialogue_loss(network, dialogues: list[tuple[list[int], list[int]]], features_BVD: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the supervised tokens of a padded batch; the head runs on those alone."""
+    length = max(len(ids) for ids, _ in dialogues)
+    pad = network.config.pad_token_id if network.config.pad_token_id is not None else network.config.text_config.pad_token_id
+    ids_BL = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in dialogues])
+    labels_BL = torch.tensor([labels + [IGNORE] * (length - len(labels)) for _, labels in dialogues])
+    # No attention mask: padding stands on the right, where causal attention never looks, and the kernels are faster without one.
+    with torch.autocast("cpu", torch.bfloat16):
+        projected = network.model.multi_modal_projector(features_BVD)
+        hidden = network.model(input_ids=ids_BL, mm_encoder_outputs=as_encoder_outputs(projected), use_cache=False)[0]
+        targets = labels_BL[:, 1:]
+        logits = network.lm_head(hidden[:, :-1][targets != IGNORE])
+    return F.cross_entropy(logits.float(), targets[targets != IGNORE])

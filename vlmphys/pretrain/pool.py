@@ -1,0 +1,66 @@
+"""A pool of simulated clips to pre-train on: 8 frames each, small pixels, and the true place of every part in every frame.
+
+Shape suffixes: N clips, T frames, P parts (padded to MAX_PARTS), H W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from vlmphys.mechanisms import load_mechanism
+from vlmphys.mechanisms.clips import simulate_clip
+from vlmphys.pixels import fit_frames
+from vlmphys.records import stable_int
+from vlmphys.video import frame_indices
+
+MAX_PARTS = 4
+FRAMES = 8
+RENDER_SIZE = 112
+
+
+@dataclass
+class Pool:
+    """Simulated clips with their truth. `places_NTP` is in [0, 1]: share of a full turn, or of the part's range; NaN where there is no such part."""
+
+    categories: list[str]
+    category_N: np.ndarray
+    frames_NTHWC: np.ndarray
+    places_NTP: np.ndarray
+
+
+def part_place(part, value: np.ndarray) -> np.ndarray:
+    """A channel's value as a share of a turn or of the part's range, in [0, 1]."""
+    if part.is_turn:
+        return np.mod(value, 2 * np.pi) / (2 * np.pi)
+    return np.clip((value - part.low) / (part.high - part.low), 0.0, 1.0)
+
+
+def build_pool(categories: list[str], clips: int, image_size: int, seed: int | str, workers: int, appearance: str = "physad") -> Pool:
+    """Simulate `clips` clips, spread evenly over categories and, within one, half sound and half with a fault.
+
+    The seeds live in a name space of their own ("tiny-base"), so that no clip of a benchmark, of any seed, is among them.
+    """
+    jobs = [(categories, index, image_size, seed, appearance) for index in range(clips)]
+    frames = np.empty((clips, FRAMES, image_size, image_size, 3), np.uint8)
+    places = np.full((clips, FRAMES, MAX_PARTS), np.nan, np.float32)
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
+        for index, (picture, place) in enumerate(processes.imap(_one_clip, jobs, chunksize=64)):
+            frames[index], places[index, :, :place.shape[1]] = picture, place
+    return Pool(categories, np.arange(clips) % len(categories), frames, places)
+
+
+def _one_clip(job) -> tuple[np.ndarray, np.ndarray]:
+    categories, index, image_size, seed, appearance = job
+    category = categories[index % len(categories)]
+    mechanism = load_mechanism(category)
+    rng = np.random.default_rng(stable_int("tiny-base", seed, category, index))
+    state = "anomaly_free" if rng.random() < 0.5 else str(rng.choice(mechanism.ANOMALIES))
+    clip = simulate_clip(mechanism, category, state, int(rng.integers(1 << 62)), appearance)
+    picks = np.asarray(frame_indices(mechanism.FRAMES, FRAMES, "official"))
+    pictures = fit_frames(np.stack(list(clip.frames(RENDER_SIZE, picks))), image_size, "crop")
+    places = np.stack([part_place(part, clip.trajectory.channels[part.channel][picks]) for part in mechanism.PARTS], axis=1)
+    return pictures, places.astype(np.float32)

@@ -1,0 +1,262 @@
+"""Physics priors: for each category three sentences on how it should move, and texts for each of its states.
+
+One YAML file a category, named after it; a user adds a category by adding a file to a folder of their own. S_com, S_dyn and S_mot
+are the components of the multi-turn paper (section 3.2): they hold for every clip of a category, so no verdict may stand in them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterable
+
+import yaml
+
+from vlmphys.records import NORMAL_STATES, sha256_text
+
+PRIORS_FOLDER = Path(__file__).parent / "priors"
+PARTS = ("component", "dynamic", "motion")
+QUESTION_KEYS = (*PARTS, "verdict", "single_turn")
+KINDS = ("descriptions", "explanations")
+NORMAL_STATE = NORMAL_STATES[0]
+TEXTS_PER_STATE = 5  # of each kind: what PAEval compares with
+VERDICT_WORDS_PATTERN = r"(?:ab)?normal\w*|anomal\w*|verdict\w*"
+# Strings that mean something to the dialogue's format or to the tokenizer: inside a text they would move the label mask.
+CONTROL_PATTERN = re.compile(r"<(?:video|image|pad|unk|s|/s)>|\bUSER:|\bASSISTANT:|\bVerdict:|\bReason:|[\x00-\x1f]")
+
+
+@dataclass(frozen=True)
+class StateTexts:
+    """What is seen in a state, and why: reason sentences only, the verdict's form is added in `prompts`."""
+
+    descriptions: tuple[str, ...]
+    explanations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """The texts of one category. `questions` holds only those that replace the defaults of `prompts`, by question key."""
+
+    category: str
+    component: str
+    dynamic: str
+    motion: str
+    questions: dict[str, tuple[str, ...]]
+    states: dict[str, StateTexts]
+    source: str = field(default="", compare=False)
+
+    def texts_of(self, state: str) -> StateTexts:
+        """The texts of a state; the folder `train` holds clips of the state `anomaly_free`. ValueError for a state without texts."""
+        key = NORMAL_STATE if state in NORMAL_STATES else state
+        if key not in self.states:
+            where = f" (add it to {self.source})" if self.source else ""
+            raise ValueError(f"category {self.category!r} has no texts for the state {state!r}{_nearest(state, self.states)}; "
+                             f"it has: {', '.join(self.states)}{where}")
+        return self.states[key]
+
+
+def known_categories(extra_dir: Path | str | None = None) -> tuple[str, ...]:
+    """Every category with a prior, sorted; those of the user's folder included."""
+    return tuple(sorted(_prior_files(extra_dir)))
+
+
+def load_priors(categories: Iterable[str], extra_dir: Path | str | None = None) -> dict[str, Prior]:
+    """The priors of `categories`, in sorted order; a file of `extra_dir` takes the place of the package's own of that name.
+
+    Raises ValueError for an unknown category (with the nearest name) and for a file that is broken (with file and line).
+    """
+    files = _prior_files(extra_dir)
+    wanted = sorted(set(categories))
+    unknown = [category for category in wanted if category not in files]
+    if unknown:
+        listed = "; ".join(f"{category!r}{_nearest(category, files)}" for category in unknown)
+        raise ValueError(f"no prior for the category {listed}. Known: {', '.join(sorted(files))}. "
+                         "To add a category, put <category>.yaml into a folder and give that folder")
+    return {category: read_prior(files[category]) for category in wanted}
+
+
+def load_prior(category: str, extra_dir: Path | str | None = None) -> Prior:
+    """The prior of one category; errors as `load_priors`."""
+    return load_priors([category], extra_dir)[category]
+
+
+def priors_sha256(priors: dict[str, Prior]) -> str:
+    """A digest of every text, independent of the order of categories and states and of where the files lie."""
+    content = {
+        category: {"questions": prior.questions, **{part: getattr(prior, part) for part in PARTS},
+                   "states": {state: {kind: getattr(texts, kind) for kind in KINDS} for state, texts in prior.states.items()}}
+        for category, prior in priors.items()}
+    return sha256_text(json.dumps(content, sort_keys=True, ensure_ascii=False))
+
+
+def read_prior(path: Path | str) -> Prior:
+    """Read one YAML file, whose name is the category. Raises ValueError with file, line and cure; all of a file's problems at once.
+
+    component: A fan has ...            # S_com: the parts
+    dynamic: The motor drives ...       # S_dyn: what moves, and what drives it
+    motion: The blades turn ...         # S_mot: how it should move
+    questions:                          # may be left out: replaces default questions; {category} stands for the file's name
+      motion: [How should it turn?]
+    states:                             # anomaly_free and one entry for each anomaly folder
+      anomaly_free:
+        descriptions: [...]             # what is seen
+        explanations: [...]             # the physical cause, without the verdict
+    """
+    path = Path(path)
+    root = _compose(path)
+    problems: list[str] = []
+    if CONTROL_PATTERN.search(path.stem):
+        problems.append(f"the file's name is the category and holds {CONTROL_PATTERN.search(path.stem).group(0)!r}: rename it")
+    top = _mapping(root, f"the file (expected: {', '.join(PARTS)}, states)", (*PARTS, "questions", "states"), problems)
+    sentences = {part: _text(top[part], part, problems) for part in PARTS if part in top}
+    problems += [f"{key!r} is missing" for key in (*PARTS, "states") if key not in top]
+    questions: dict[str, tuple[str, ...]] = {}
+    if "questions" in top:
+        for key, node in _mapping(top["questions"], "questions", QUESTION_KEYS, problems).items():
+            questions[key] = _texts(node, f"questions.{key}", problems)
+            slots = {slot for question in questions[key] for slot in re.findall(r"\{[^}]*\}?", question)} - {"{category}"}
+            problems += [f"questions.{key} (line {node.start_mark.line + 1}): {slot!r} is no slot; allowed: '{{category}}'"
+                         for slot in sorted(slots)]
+    states: dict[str, StateTexts] = {}
+    if "states" in top:
+        for state, node in _mapping(top["states"], "states", None, problems).items():
+            lists = {kind: _texts(item, f"states.{state}.{kind}", problems)
+                     for kind, item in _mapping(node, f"states.{state}", KINDS, problems).items()}
+            problems += [f"states.{state}.{kind} is missing (line {node.start_mark.line + 1})" for kind in KINDS if kind not in lists]
+            states[state] = StateTexts(**{kind: lists.get(kind, ()) for kind in KINDS})
+        if NORMAL_STATE not in states:
+            problems.append(f"states has no {NORMAL_STATE!r}: every category needs the texts of its normal clips")
+        if "train" in states:
+            problems.append(f"states has 'train': its clips take the texts of {NORMAL_STATE!r}; remove it")
+    if problems:
+        raise ValueError(f"prior {path}: " + "; ".join(problems))
+    return Prior(category=path.stem, questions=questions, states=states, source=str(path), **sentences)
+
+
+def lint(prior: Prior) -> list[str]:
+    """Problems that do not stop a file from loading but spoil an experiment; an empty list where there is none.
+
+    A verdict or an anomaly's name in what the model reads before its verdict, texts that stand twice, fewer than five texts a state.
+    """
+    problems = []
+    anomalies = [state for state in prior.states if state not in NORMAL_STATES]
+    before_verdict = [(part, getattr(prior, part)) for part in PARTS]
+    before_verdict += [(f"questions.{part}", question) for part in PARTS for question in prior.questions.get(part, ())]
+    for where, text in before_verdict:
+        problems += [f"{prior.category}: {where} names {leak!r} before the verdict: {text!r}" for leak in leaks(text, anomalies)]
+    for state, texts in prior.states.items():
+        for kind in KINDS:
+            count = len(getattr(texts, kind))
+            if count < TEXTS_PER_STATE:
+                problems.append(f"{prior.category}: states.{state}.{kind} has {count} texts, {TEXTS_PER_STATE} or more are expected")
+    return problems + duplicates({prior.category: prior})
+
+
+def leaks(text: str, anomalies: Iterable[str]) -> list[str]:
+    """The words of `text` that give a verdict or name one of `anomalies` (folder names), in any inflection, as they stand there."""
+    patterns = [VERDICT_WORDS_PATTERN]
+    for state in anomalies:
+        words = [re.escape(word) for word in re.split(r"[_\W]+", state.lower()) if word]
+        stem = words[-1][:-1] if words[-1].endswith("e") and len(words[-1]) > 4 else words[-1]
+        patterns.append(r"[\s_-]*".join([*words[:-1], stem]) + r"\w*")
+    return [match.group(0) for pattern in patterns for match in re.finditer(rf"\b(?:{pattern})", text, re.IGNORECASE)]
+
+
+def duplicates(priors: dict[str, Prior]) -> list[str]:
+    """Sentences that stand twice within these priors, letter case, punctuation and spaces aside: each with both places.
+
+    Questions may repeat: they say nothing of a state.
+    """
+    seen: dict[str, str] = {}
+    problems = []
+    for category, prior in priors.items():
+        places = [(part, getattr(prior, part)) for part in PARTS]
+        places += [(f"states.{state}.{kind}", text) for state, texts in prior.states.items() for kind in KINDS
+                   for text in getattr(texts, kind)]
+        for where, text in places:
+            plain = " ".join(re.findall(r"\w+", text.lower()))
+            here = f"{category}: {where}"
+            if plain in seen:
+                problems.append(f"{here} repeats {seen[plain]}: {text!r}")
+            seen.setdefault(plain, here)
+    return problems
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
+    files = {path.stem: path for path in sorted(PRIORS_FOLDER.glob("*.yaml"))}
+    if extra_dir is not None:
+        folder = Path(extra_dir).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"priors folder {folder} does not exist: give a folder that holds <category>.yaml files")
+        files.update({path.stem: path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])})
+    return files
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    """The YAML tree of a file: nodes know their lines and show a key given twice, which `yaml.safe_load`'s dictionaries do not.
+
+    No object is ever constructed from it; only plain texts, lists and mappings are taken out.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"prior {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prior {path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"prior {path}{line}: broken YAML ({error.problem or error.context}); "
+                         "a text that holds ': ', ' #' or starts with a bracket needs quotes, indents are spaces") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"prior {path}: broken YAML ({str(error).splitlines()[0]})") from error
+
+
+def _mapping(node: yaml.Node | None, where: str, allowed: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
+    """Keys to nodes of a mapping; what is no mapping, unknown keys and keys given twice go to `problems`."""
+    if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
+        line = f" (line {node.start_mark.line + 1})" if node is not None else ""
+        problems.append(f"{where}{line}: a mapping of names to values is expected")
+        return {}
+    found: dict[str, yaml.Node] = {}
+    for key_node, value in node.value:
+        key, line = str(key_node.value), key_node.start_mark.line + 1
+        if key in found:
+            problems.append(f"{where}: {key!r} stands twice (again in line {line})")
+        elif allowed is not None and key not in allowed:
+            problems.append(f"{where}: unknown key {key!r} in line {line}{_nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+        else:
+            found[key] = value
+    return found
+
+
+def _text(node: yaml.Node, where: str, problems: list[str]) -> str:
+    line = node.start_mark.line + 1
+    if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
+        problems.append(f"{where} (line {line}): one text is expected; put it in quotes")
+        return ""
+    text = node.value.strip()
+    if not text:
+        problems.append(f"{where} (line {line}) is empty")
+    control = CONTROL_PATTERN.search(text)
+    if control:
+        problems.append(f"{where} (line {line}) holds {control.group(0)!r}, which belongs to the dialogue's format: leave it out")
+    return text
+
+
+def _texts(node: yaml.Node, where: str, problems: list[str]) -> tuple[str, ...]:
+    line = node.start_mark.line + 1
+    if not isinstance(node, yaml.SequenceNode) or node.tag != "tag:yaml.org,2002:seq" or not node.value:
+        problems.append(f"{where} (line {line}): a list of at least one text is expected")
+        return ()
+    return tuple(_text(item, where, problems) for item in node.value)

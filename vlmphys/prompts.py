@@ -1,0 +1,173 @@
+"""Every text of a prompt: the questions, the form of the verdict, and the dialogue of each variant.
+
+A multi-turn dialogue is (Q1, S_com), (Q2, S_dyn), (Q3, S_mot), (Q4, verdict): equation 2 of the multi-turn paper. `single_turn` asks
+for all of it in one answer, `no_physics` for the verdict alone. All text before the verdict is the same for every state of a category.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Iterator, NamedTuple
+
+from vlmphys.priors import KINDS, PARTS, Prior
+from vlmphys.records import Variant, Verdict, label_of, sha256_text, stable_int
+
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "component": (
+        "What parts does this {category} have?",
+        "Name the parts of this {category}.",
+        "Which parts make up this {category}?",
+    ),
+    "dynamic": (
+        "Which part moves, and what drives it?",
+        "What drives the motion, and which part moves?",
+        "Name the part that moves and what drives it.",
+    ),
+    "motion": (
+        "How should it move?",
+        "What motion should be seen?",
+        "Describe the motion that it should show.",
+    ),
+    "verdict": (
+        "Does this {category} move as it should? Verdict and cause?",
+        "Judge this {category}: give the verdict and the cause.",
+        "Is this motion right? Give the verdict and the cause.",
+    ),
+    "single_turn": (
+        "Name the parts of this {category}, what drives it, how it should move, the verdict and the cause.",
+        "Describe the parts, the drive and the motion of this {category}, then give the verdict and the cause.",
+        "What are the parts, the drive and the motion of this {category}? Verdict and cause?",
+    ),
+}
+
+VERDICT_WORDS = {Verdict.NORMAL: "Normal", Verdict.ANOMALOUS: "Anomalous"}
+VERDICT_LEAD = "Verdict:"
+VERDICT_FORM = VERDICT_LEAD + " {verdict}. Reason: {reason}"
+
+USER, ASSISTANT, VIDEO = "USER:", "ASSISTANT:", "<video>"
+PAIR_FORM = USER + " {video}{question} " + ASSISTANT
+VIDEO_FORM = VIDEO + "\n"
+# Off by default: the Hugging Face examples of Video-LLaVA use no system sentence, its original training does.
+SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. "
+          "The assistant gives helpful, detailed, and polite answers to the user's questions.")
+
+# An id changes with its text, so that two predictions with equal ids were asked in the same words.
+PROMPT_IDS: dict[str, str] = {
+    name: f"{name}-{sha256_text(text)[:8]}" for name, text in
+    {**{key: "\n".join(questions) for key, questions in QUESTIONS.items()},
+     "verdict_form": VERDICT_FORM, "format": PAIR_FORM + VIDEO_FORM, "system": SYSTEM}.items()}
+
+VERDICT_PATTERN = re.compile(r"\bVerdict:\s*(Normal|Anomalous)(?![\w-])(?!\s*(?:/|\||or\b|and\b))", re.IGNORECASE)
+REASON_PATTERN = re.compile(r"\bReason:\s*", re.IGNORECASE)
+
+
+class Turn(NamedTuple):
+    """One question of the user and the answer to it, without roles or special tokens."""
+
+    question: str
+    answer: str
+
+
+def spoken(category: str) -> str:
+    """A category as it stands in a question: `rubber_band` is "rubber band"."""
+    return category.replace("_", " ")
+
+
+def questions_of(prior: Prior, key: str) -> tuple[str, ...]:
+    """The paraphrases of one question for one category: those of its file, or the defaults."""
+    return tuple(question.replace("{category}", spoken(prior.category)) for question in prior.questions.get(key, QUESTIONS[key]))
+
+
+def true_verdict(state: str) -> Verdict:
+    """The verdict that a state's folder name stands for."""
+    return Verdict.ANOMALOUS if label_of(state) else Verdict.NORMAL
+
+
+def verdict_answer(verdict: Verdict, reason: str) -> str:
+    """The one form of a verdict's answer. Raises ValueError for a verdict that is neither normal nor anomalous."""
+    if verdict not in VERDICT_WORDS:
+        raise ValueError(f"verdict {verdict!r} cannot be written: allowed are {', '.join(v.value for v in VERDICT_WORDS)}")
+    return VERDICT_FORM.format(verdict=VERDICT_WORDS[verdict], reason=reason)
+
+
+def dialogue_text(prior: Prior, state: str, variant: Variant | str, seed_key: str, verdict_override: Verdict | None = None) -> list[Turn]:
+    """The turns of one clip's dialogue: four for `multi_turn`, one for the other variants.
+
+    `seed_key` (clip id, variant and seed, joined) alone picks the paraphrases; the state picks nothing but the reason, which stands
+    after the verdict. `verdict_override` writes the other verdict before the same reason. Raises ValueError for a state without texts.
+    """
+    variant = Variant(variant)
+    reasons = prior.texts_of(state).explanations
+    verdict = verdict_answer(verdict_override or true_verdict(state), reasons[stable_int("reason", seed_key) % len(reasons)])
+
+    def asked(key: str) -> str:
+        questions = questions_of(prior, key)
+        return questions[stable_int("question", key, seed_key) % len(questions)]
+
+    if variant is Variant.NO_PHYSICS:
+        return [Turn(asked("verdict"), verdict)]
+    sentences = [getattr(prior, part) for part in PARTS]
+    if variant is Variant.SINGLE_TURN:
+        return [Turn(asked("single_turn"), " ".join([*sentences, verdict]))]
+    return [Turn(asked(part), sentence) for part, sentence in zip(PARTS, sentences)] + [Turn(asked("verdict"), verdict)]
+
+
+def verdict_chars(answer: str) -> tuple[int, int]:
+    """Where the verdict's word stands in an answer, [start, end) in characters, the space before it included.
+
+    Raises ValueError unless exactly one verdict of the form "Verdict: Normal. Reason: " or "Verdict: Anomalous. Reason: " is there.
+    """
+    found = []
+    for word in VERDICT_WORDS.values():
+        written = re.escape(VERDICT_FORM.format(verdict=word, reason=""))
+        starts = [match.start() + len(VERDICT_LEAD) for match in re.finditer(written, answer)]
+        found += [(start, start + 1 + len(word)) for start in starts]
+    if len(found) != 1:
+        raise ValueError(f"the last answer holds {len(found)} verdicts, one is needed in the form {VERDICT_FORM!r}: {answer!r}")
+    return found[0]
+
+
+def parse_verdict(text: str) -> Verdict:
+    """The verdict that a generated text gives; `UNPARSED` where it gives none, hedges, or contradicts itself."""
+    words = [word.lower() for word in VERDICT_PATTERN.findall(text)]
+    claims = len(re.findall(r"\bVerdict:", text, re.IGNORECASE))
+    return Verdict(words[0]) if words and claims == len(words) and len(set(words)) == 1 else Verdict.UNPARSED
+
+
+def reason_of(text: str) -> str:
+    """What a generated text gives as its reason: all that follows the first "Reason:", or "" where there is none."""
+    parts = REASON_PATTERN.split(text, maxsplit=1)
+    return parts[1].strip() if len(parts) == 2 else ""
+
+
+def rendered(turn: Turn, with_video: bool) -> str:
+    """The text of a turn up to its answer: roles, the video's place in the first turn, and the question."""
+    return PAIR_FORM.format(video=VIDEO_FORM if with_video else "", question=turn.question)
+
+
+def all_texts(priors: dict[str, Prior]) -> list[str]:
+    """Every question, sentence and answer that can stand in a dialogue, and every pair as it stands there; none twice, stable order.
+
+    For training a tokenizer and for teaching a small model its words. Descriptions are included: they are asked for when scoring.
+    """
+    return list(dict.fromkeys(text for prior in priors.values() for text in _texts_of(prior)))
+
+
+def _texts_of(prior: Prior) -> Iterator[str]:
+    sentences = [getattr(prior, part) for part in PARTS]
+    yield from sentences
+    verdicts = []
+    for state, texts in prior.states.items():
+        for kind in KINDS:
+            yield from getattr(texts, kind)
+        verdicts += [verdict_answer(true_verdict(state), reason) for reason in texts.explanations]
+    yield from verdicts
+    full = [" ".join([*sentences, verdict]) for verdict in verdicts]
+    yield from full
+    answers = {**{part: [sentence] for part, sentence in zip(PARTS, sentences)}, "verdict": verdicts, "single_turn": full}
+    for key, texts in answers.items():
+        questions = questions_of(prior, key)
+        for number, question in enumerate(questions):
+            yield question
+            # One question with one answer shows each seam of the format; all products would drown the rest of the texts.
+            yield f"{PAIR_FORM.format(video='', question=question)} {texts[number * len(texts) // len(questions)]}"

@@ -1,0 +1,65 @@
+"""The words that every stage writes and reads: one spelling for each, used by writers and readers alike."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum
+from pathlib import Path
+
+
+class Variant(str, Enum):
+    """How the physics reaches the model (multi-turn paper, section 3.3 and its ablation)."""
+
+    MULTI_TURN = "multi_turn"
+    SINGLE_TURN = "single_turn"
+    NO_PHYSICS = "no_physics"
+
+
+class Split(str, Enum):
+    """The side of the border on which a clip stands."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+
+class Verdict(str, Enum):
+    """The hard verdict of one prediction; `UNPARSED` counts as neither."""
+
+    NORMAL = "normal"
+    ANOMALOUS = "anomalous"
+    UNPARSED = "unparsed"
+
+
+NORMAL_STATES = ("anomaly_free", "train")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+
+
+def label_of(state: str) -> int:
+    """0 for a normal clip, 1 for an anomalous one; `state` is the folder's name (`anomaly_free`, `stuck`, ...)."""
+    return 0 if state in NORMAL_STATES else 1
+
+
+def clip_id_of(path: Path, videos: Path) -> str:
+    """The key of a clip everywhere: its path below the videos root, without suffix, with forward slashes."""
+    return path.relative_to(videos).with_suffix("").as_posix()
+
+
+def sha256_file(path: Path, chunk_bytes: int = 1 << 20) -> str:
+    """Hex digest of a file's bytes, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(chunk_bytes):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex digest of a text, as UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stable_int(*parts: object) -> int:
+    """A 64-bit integer that depends on the parts alone: seeds per clip that no order of files can change."""
+    joined = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(joined.encode()).digest()[:8], "big")

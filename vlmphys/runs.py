@@ -1,0 +1,179 @@
+"""The run folder: who may write into it, what it says of itself, and the model that it ends with."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+
+from vlmphys import checkpoint
+from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
+from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
+from vlmphys.model import load_model, load_tokenizer, resolve_source
+from vlmphys.records import Variant
+from vlmphys.tuning import Tuned
+
+PACKAGES = ("vlmphys", "torch", "transformers", "deepspeed", "peft", "safetensors", "pyarrow", "numpy")
+# What of data.json must agree when a run is resumed; the paths may differ.
+DATA_IDENTITY = ("fingerprint", "model_fingerprint", "global_batch", "train_clips")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    config: TrainConfig
+    model_folder: Path          # Hugging Face folder (tune: full) or PEFT adapter (tune: lora)
+    variant: Variant
+    data_fingerprint: str
+
+
+def open_run(folder: str | Path) -> Run:
+    """A finished run. Raises ValueError where the folder is none, or its training has not ended."""
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is no run folder: it has no config.yaml; give the --out of launch/train.py")
+    if not is_finished(folder):
+        raise ValueError(f"{folder} has no model yet: its training has not ended; run launch/train.py with --resume auto")
+    config = read_back(folder / "config.yaml")
+    facts = read_json(folder / "data.json", "the run folder is incomplete")
+    return Run(folder, config, folder / "model", Variant(config.variant), facts["fingerprint"])
+
+
+def load_run_model(run: Run, dtype: torch.dtype = torch.float32):
+    """The tuned model on the CPU, in `dtype`, LoRA merged into its base, without image tower, in evaluation mode."""
+    if run.config.tune == "full":
+        return load_model(str(run.model_folder), dtype).eval()
+    # The base by the name that the run was given: an adapter's own path to it does not outlive a move to another machine.
+    network = load_model(run.config.model, dtype)
+    return PeftModel.from_pretrained(network, run.model_folder).merge_and_unload().eval()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has written its model; the folder gets its name only when it is whole."""
+    return (Path(folder) / "model").is_dir()
+
+
+def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) -> None:
+    """Refuse a run folder that is something else or belongs to another run: ValueError that names each difference. Writes nothing."""
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out: {out} is a file; give a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / "config.yaml").is_file() or not (out / "data.json").is_file():
+        raise ValueError(f"out: {out} is not empty and no run folder; give a new folder with --out")
+    if resume == "never":
+        raise ValueError(f"out: {out} holds a run already, and --resume is 'never'; give a new folder with --out, or --resume auto")
+    stored = read_json(out / "data.json", "give a new folder with --out")
+    other = differences(read_back(out / "config.yaml"), config)
+    other += [f"{key} ({stored.get(key)!r} there, {data_facts[key]!r} here)" for key in DATA_IDENTITY if stored.get(key) != data_facts[key]]
+    if other:
+        raise ValueError(f"run folder {out} belongs to another run: {'; '.join(other)}; give a new folder with --out, or the same settings")
+
+
+def write_identity(config: TrainConfig, data_facts: dict[str, Any], world_size: int) -> None:
+    """Create the run folder, or refresh it: config.yaml, data.json, env.json."""
+    out = Path(config.out)
+    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "data.json", json_bytes(data_facts))
+    write_atomic(out / "env.json", json_bytes(environment(config, world_size)))
+    write_atomic(out / "config.yaml", to_yaml(config).encode())
+
+
+def environment(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """Versions, git revision and hardware of this process; no host name, no environment variables."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "python": platform.python_version(), "packages": {name: _version(name) for name in PACKAGES}, "git": _git_revision(),
+        "platform": platform.platform(), "cpus": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+        "host_memory_gib": round(memory / 2**30, 1), "gpus": gpus, "cuda": torch.version.cuda, "ranks": world_size,
+        "deepspeed_settings": read_deepspeed_json(config.deepspeed) if config.deepspeed else None, "command": sys.argv}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the source tree, with `-dirty` where it is changed; None for an installed package or without git."""
+    try:
+        answer = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"],
+                                capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+def model_fingerprint(model: str) -> str:
+    """A digest of a model's weights that is cheap for large files: config, and each safetensors file's name, size, and both ends.
+
+    A hub id is taken by its name: the hub's own cache keeps its revision.
+    """
+    source = Path(resolve_source(model))
+    digest = hashlib.sha256()
+    if not source.is_dir():
+        return hashlib.sha256(str(source).encode()).hexdigest()
+    digest.update((source / "config.json").read_bytes())
+    for path in sorted(source.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with open(path, "rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, path.stat().st_size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tensor]) -> Path:
+    """Write the run's model aside and give it its name when it is whole: this ends the run.
+
+    `weights` are those of `VideoLlavaForConditionalGeneration`. Full tuning writes a Hugging Face folder; LoRA a PEFT adapter.
+    """
+    target = Path(config.out) / "model"
+    aside = target.with_name("model.partial")
+    if aside.exists():
+        shutil.rmtree(aside)
+    aside.mkdir()
+    if tuned.adapter is None:
+        tuned.network.save_pretrained(aside, state_dict=weights)
+        dtype = next(iter(weights.values())).dtype
+        stored = json.loads((aside / "config.json").read_text())
+        write_atomic(aside / "config.json", json_bytes({**stored, "dtype": str(dtype).removeprefix("torch.")}))
+    else:
+        prefixed = {f"base_model.model.{name}": value for name, value in weights.items()}
+        tuned.adapter.save_pretrained(aside, state_dict=get_peft_model_state_dict(tuned.adapter, state_dict=prefixed))
+    load_tokenizer(config.model).save_pretrained(aside)
+    preprocessor = Path(resolve_source(config.model)) / "preprocessor_config.json"
+    if preprocessor.is_file():
+        shutil.copy(preprocessor, aside)
+    for path in aside.iterdir():
+        fsync_file(path)
+    fsync_folder(aside)
+    os.replace(aside, target)
+    fsync_folder(target.parent)
+    return target
+
+
+def newest_checkpoint(run: Path) -> tuple[Path, checkpoint.Marker] | None:
+    """The newest complete checkpoint of a run, or None. ValueError where it is damaged."""
+    steps = checkpoint.complete(run)
+    if not steps:
+        return None
+    folder = checkpoint.folder_of(run, steps[-1])
+    return folder, checkpoint.read_marker(folder)

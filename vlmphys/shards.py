@@ -1,0 +1,347 @@
+"""Packed data: Arrow shards listed in a manifest, memory-mapped, refused where anything does not match.
+
+packed/
+  frames/     frames-00000.arrow ...     manifest.json  quarantine.jsonl    one row a clip: pixels
+  dialogues/  dialogues-00000.arrow ...  manifest.json                      one row a clip and variant: token ids, turns
+  split.json                                                                a copy of the split that was packed
+
+Frames and dialogues are separate tables, so that other words, tokenizers or variants never decode a video again.
+Shape suffixes: T frames, H W pixels, C colour channels.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json
+from vlmphys.records import Split, Variant, sha256_file, sha256_text
+from vlmphys.splits import SplitFile, load_split
+
+VERSION = 1
+FRAMES, DIALOGUES = "frames", "dialogues"
+MANIFEST, QUARANTINE, SPLIT = "manifest.json", "quarantine.jsonl", "split.json"
+REPACK = "write it with data_prep/pack.py"
+FRAMES_PER_BATCH, DIALOGUES_PER_BATCH = 16, 256
+SCALAR_COLUMNS = ("category", "state", "label", "source_sha256", "source_fps", "source_frames")
+
+
+def frames_schema(meta: dict) -> pa.Schema:
+    """Columns of a frames shard; `meta` holds version, frames (T), height, width, rule, fit."""
+    nbytes = meta["frames"] * meta["height"] * meta["width"] * 3
+    columns = [("clip_id", pa.string()), ("category", pa.string()), ("state", pa.string()), ("label", pa.int8()),
+               ("frames", pa.binary(nbytes)), ("frame_index", pa.list_(pa.int32())), ("source_sha256", pa.string()),
+               ("source_fps", pa.float64()), ("source_frames", pa.int32())]
+    return pa.schema(columns, metadata=_schema_metadata(meta))
+
+
+def dialogues_schema(meta: dict) -> pa.Schema:
+    """Columns of a dialogue shard; `meta` as in `DialogueTable`."""
+    columns = [("clip_id", pa.string()), ("variant", pa.string()), ("input_ids", pa.list_(pa.int32())), ("turn", pa.list_(pa.int8())),
+               ("verdict_span", pa.list_(pa.int32(), 2))]
+    return pa.schema(columns, metadata=_schema_metadata(meta))
+
+
+def _schema_metadata(meta: dict) -> dict[str, str]:
+    return {key: json_bytes(value).decode().strip() if isinstance(value, (dict, list, tuple)) else str(value)
+            for key, value in sorted(meta.items())}
+
+
+class ShardWriter:
+    """Writes one shard under another name, and gives it its own only when it is whole and durable."""
+
+    def __init__(self, path: Path, schema: pa.Schema, rows_per_batch: int):
+        self.path, self.schema, self.rows_per_batch = path, schema, rows_per_batch
+        self.aside = path.with_name(path.name + ".tmp")
+        self.rows = 0
+        self._waiting: list[dict] = []
+        self._sink = pa.OSFile(str(self.aside), "wb")
+        self._writer = pa.ipc.new_file(self._sink, schema)
+
+    def add(self, row: dict) -> None:
+        """Add a row: a value for each column; `frames` as a C-ordered uint8 array."""
+        self._waiting.append(row)
+        self.rows += 1
+        if len(self._waiting) == self.rows_per_batch:
+            self._flush()
+
+    def close(self) -> dict:
+        """Finish the shard. Returns its line of the manifest: file, rows, bytes, sha256."""
+        self._flush()
+        self._writer.close()
+        self._sink.close()
+        fsync_file(self.aside)
+        line = {"file": self.path.name, "rows": self.rows, "bytes": self.aside.stat().st_size, "sha256": sha256_file(self.aside)}
+        os.replace(self.aside, self.path)
+        fsync_folder(self.path.parent)
+        return line
+
+    def abort(self) -> None:
+        """Drop what was written; to be called where `close` was not reached."""
+        self._sink.close()
+        self.aside.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        columns = []
+        for field in self.schema:
+            values = [row[field.name] for row in self._waiting]
+            if pa.types.is_fixed_size_binary(field.type):
+                pixels = np.concatenate([np.ascontiguousarray(value).reshape(-1) for value in values])
+                columns.append(pa.FixedSizeBinaryArray.from_buffers(field.type, len(values), [None, pa.py_buffer(pixels)]))
+            else:
+                columns.append(pa.array(values, field.type))
+        self._writer.write_batch(pa.record_batch(columns, schema=self.schema))
+        self._waiting = []
+
+
+def manifest_of(kind: str, meta: dict, shards: list[dict], **more: object) -> dict:
+    """The content of a folder's manifest; `more` is what the packer keeps there for itself."""
+    return {"kind": kind, "version": meta["version"], "meta": meta, "rows": sum(line["rows"] for line in shards), "shards": shards, **more}
+
+
+def read_manifest(folder: Path, kind: str) -> dict:
+    """A folder's manifest. Raises ValueError, naming the file, where it is missing, broken, newer, or of another kind."""
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path, REPACK)
+    if manifest.get("version") != VERSION:
+        raise ValueError(f"{path}: version {manifest.get('version')!r} is not known here, only {VERSION}; "
+                         "use the vlmphys that wrote it, or pack again with data_prep/pack.py")
+    if manifest.get("kind") != kind:
+        raise ValueError(f"{path}: lists {manifest.get('kind')!r}, {kind!r} is expected; {REPACK}")
+    missing = [key for key in ("meta", "shards", "rows") if key not in manifest]
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; {REPACK}")
+    return manifest
+
+
+class _Table:
+    """Shards of one folder, opened together and memory-mapped; rows are found by key."""
+
+    kind = ""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder, self.kind)
+        self.meta: dict = self.manifest["meta"]
+        self.fingerprint = sha256_text(json_bytes({"meta": self.meta, "shards": self.manifest["shards"]}).decode())
+        self._batches: list[pa.RecordBatch] = []
+        self._place: dict = {}
+        for line in self.manifest["shards"]:
+            self._open_shard(line)
+
+    @classmethod
+    def open(cls, folder: str | Path):
+        """Open a folder's table. Raises ValueError, naming the file, for a missing, short or foreign shard."""
+        return cls(folder)
+
+    def __reduce__(self):
+        # A worker process maps the files for itself.
+        return type(self), (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def _key(self, columns: dict, row: int):
+        raise NotImplementedError
+
+    def _schema(self) -> pa.Schema:
+        raise NotImplementedError
+
+    def _open_shard(self, line: dict) -> None:
+        path = self.folder / line["file"]
+        if not path.is_file():
+            raise self._damaged(path, "is missing")
+        if path.stat().st_size != line["bytes"]:
+            raise self._damaged(path, f"has {path.stat().st_size} bytes, its manifest says {line['bytes']}")
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise self._damaged(path, f"is no whole Arrow file ({error})") from error
+        if not reader.schema.equals(self._schema(), check_metadata=True):
+            raise self._damaged(path, f"has other columns or settings than {MANIFEST} says")
+        rows = sum(batch.num_rows for batch in batches)
+        if rows != line["rows"]:
+            raise self._damaged(path, f"has {rows} rows, its manifest says {line['rows']}")
+        for batch in batches:
+            columns = {name: batch.column(name).to_pylist() for name in ("clip_id", *self._key_columns())}
+            for row in range(batch.num_rows):
+                key = self._key(columns, row)
+                if key in self._place:
+                    raise self._damaged(path, f"holds the row {key!r} a second time")
+                self._place[key] = len(self._batches), row
+            self._batches.append(batch)
+
+    def _key_columns(self) -> tuple[str, ...]:
+        return ()
+
+    def _damaged(self, path: Path, problem: str) -> ValueError:
+        return ValueError(f"{path}: {problem}; delete {self.folder} and pack it again")
+
+    def _find(self, key) -> tuple[pa.RecordBatch, int]:
+        if key not in self._place:
+            raise ValueError(f"{self.folder}: has no row {key!r}")
+        batch, row = self._place[key]
+        return self._batches[batch], row
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One packed clip: `frames_THWC` is a read-only uint8 view of the mapped file, copy it before you keep or change it."""
+
+    clip_id: str
+    category: str
+    state: str
+    label: int
+    frames_THWC: np.ndarray
+    frame_index: np.ndarray
+    source_sha256: str
+    source_fps: float
+    source_frames: int
+
+
+class FramesTable(_Table):
+    """Pixels by clip id. `meta`: version, frames (T), height, width, rule, fit."""
+
+    kind = FRAMES
+
+    def _schema(self) -> pa.Schema:
+        return frames_schema(self.meta)
+
+    def _key(self, columns: dict, row: int) -> str:
+        return columns["clip_id"][row]
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """Every packed clip, sorted."""
+        return sorted(self._place)
+
+    def row(self, clip_id: str) -> ClipRow:
+        """One clip; no byte of its pixels is read before it is used. Raises ValueError for a clip that was not packed."""
+        batch, row = self._find(clip_id)
+        shape = self.meta["frames"], self.meta["height"], self.meta["width"], 3
+        column = batch.column("frames")
+        nbytes = int(np.prod(shape))
+        pixels = np.frombuffer(column.buffers()[1], np.uint8, nbytes, (column.offset + row) * nbytes)
+        value = {name: batch.column(name)[row].as_py() for name in SCALAR_COLUMNS}
+        return ClipRow(clip_id=clip_id, frames_THWC=pixels.reshape(shape), frame_index=_slice(batch.column("frame_index"), row), **value)
+
+    def states(self) -> dict[str, tuple[str, str]]:
+        """(category, state) of every packed clip, by sorted clip id; pixels are not touched."""
+        found = {}
+        for batch in self._batches:
+            columns = (batch.column(name).to_pylist() for name in ("clip_id", "category", "state"))
+            found.update({clip_id: (category, state) for clip_id, category, state in zip(*columns)})
+        return dict(sorted(found.items()))
+
+    def check(self, image_size: int) -> None:
+        """Raise ValueError unless the frames are squares of the size that a model takes (pixels)."""
+        if (self.meta["height"], self.meta["width"]) != (image_size, image_size):
+            raise ValueError(f"{self.folder}: holds frames of {self.meta['width']} x {self.meta['height']} pixels, the model takes "
+                             f"{image_size} x {image_size}; pack again with data_prep/pack.py --model and this model")
+
+
+@dataclass(frozen=True)
+class DialogueRow:
+    """One clip's dialogue in one variant: `input_ids` int32 (video tokens expanded), `turn` int8 (0 not supervised, k answer k)."""
+
+    clip_id: str
+    variant: str
+    input_ids: np.ndarray
+    turn: np.ndarray
+    verdict_span: tuple[int, int]
+
+
+class DialogueTable(_Table):
+    """Token ids by clip id and variant.
+
+    `meta`: version, tokenizer_sha256, priors_sha256, prompt_ids, frames, tokens_per_frame, video_token_id, variants, seed, system,
+    controls ({"shuffle_labels": seed or null}: with a seed, train clips carry permuted states on purpose).
+    """
+
+    kind = DIALOGUES
+
+    def _schema(self) -> pa.Schema:
+        return dialogues_schema(self.meta)
+
+    def _key_columns(self) -> tuple[str, ...]:
+        return ("variant",)
+
+    def _key(self, columns: dict, row: int) -> tuple[str, str]:
+        return columns["clip_id"][row], columns["variant"][row]
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Every (clip id, variant), sorted."""
+        return sorted(self._place)
+
+    def row(self, clip_id: str, variant: Variant | str) -> DialogueRow:
+        """One dialogue; arrays are read-only views of the mapped file. Raises ValueError for a clip or variant that was not packed."""
+        variant = Variant(variant).value
+        if variant not in self.meta["variants"]:
+            raise ValueError(f"{self.folder}: was packed with the variants {', '.join(self.meta['variants'])}, not {variant}; "
+                             f"add it with data_prep/pack.py --only dialogues --variants {','.join([*self.meta['variants'], variant])}")
+        batch, row = self._find((clip_id, variant))
+        start, end = batch.column("verdict_span")[row].as_py()
+        return DialogueRow(clip_id, variant, _slice(batch.column("input_ids"), row), _slice(batch.column("turn"), row), (start, end))
+
+    def check(self, tokenizer_sha256: str | None = None, tokens_per_frame: int | None = None, priors_sha256: str | None = None) -> None:
+        """Raise ValueError where the dialogues were made with another tokenizer, video span or prior than the one given."""
+        given = {"tokenizer_sha256": tokenizer_sha256, "tokens_per_frame": tokens_per_frame, "priors_sha256": priors_sha256}
+        for key, value in given.items():
+            if value is not None and self.meta[key] != value:
+                own, other = (str(number)[:12] for number in (self.meta[key], value))
+                raise ValueError(f"{self.folder}: was packed with {key} {own}, the one in use is {other}; "
+                                 "pack again with data_prep/pack.py --only dialogues, which decodes nothing")
+
+
+def _slice(column: pa.ListArray, row: int) -> np.ndarray:
+    """One list of a list column as a view."""
+    offsets = column.offsets
+    start, end = offsets[row].as_py(), offsets[row + 1].as_py()
+    return column.values.slice(start, end - start).to_numpy(zero_copy_only=True)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What pack.py wrote, opened: pixels, dialogues, the split, and one hash over all three."""
+
+    folder: Path
+    frames: FramesTable
+    dialogues: DialogueTable
+    split: SplitFile
+    fingerprint: str
+
+    def clip_ids(self, split: Split | str) -> list[str]:
+        """Sorted ids of the packed clips on one side; clips in quarantine are not among them."""
+        packed = set(self.frames.clip_ids)
+        return [clip_id for clip_id in self.split.clip_ids(split) if clip_id in packed]
+
+    def check(self, tokenizer_sha256: str, image_size: int, tokens_per_frame: int) -> None:
+        """Raise ValueError, naming the folder and the cure, where the data does not fit a model."""
+        self.frames.check(image_size)
+        self.dialogues.check(tokenizer_sha256, tokens_per_frame)
+
+
+def open_packed(folder: str | Path) -> Packed:
+    """Open a folder that pack.py wrote. Raises ValueError, naming the file, for anything missing, damaged or mismatched."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"packed data {folder}: no such folder; {REPACK}")
+    frames, dialogues, split = FramesTable.open(folder / FRAMES), DialogueTable.open(folder / DIALOGUES), load_split(folder / SPLIT)
+    cure = "pack again with data_prep/pack.py --only dialogues, which decodes nothing"
+    if dialogues.meta["frames"] != frames.meta["frames"]:
+        raise ValueError(f"{dialogues.folder}: counts {dialogues.meta['frames']} frames a clip, {frames.folder} holds "
+                         f"{frames.meta['frames']}; {cure}")
+    present = set(dialogues.keys)
+    for clip_id in frames.clip_ids:
+        if any((clip_id, variant) not in present for variant in dialogues.meta["variants"]):
+            raise ValueError(f"{dialogues.folder}: has no dialogue for the packed clip {clip_id!r}; {cure}")
+    fingerprint = sha256_text("\n".join((frames.fingerprint, dialogues.fingerprint, split.sha256)))
+    return Packed(folder, frames, dialogues, split, fingerprint)

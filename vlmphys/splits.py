@@ -1,0 +1,173 @@
+"""Who trains and who is tested: the split file, written once and carried by hash into every result.
+
+Phys-AD's train folders hold no anomaly, so that fine-tuning takes anomalous clips out of its test folders; three published rules
+disagree on how many. A split file says which rule was followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmphys.files import json_bytes, read_json, write_atomic
+from vlmphys.layout import Clip
+from vlmphys.records import Split, stable_int
+
+SPLIT_VERSION = 1
+PROTOCOLS = ("weak", "ratio", "unsupervised")
+# Phys-AD's benchmark code, weak supervision: anomalous clips of each anomaly folder that move from test to train.
+PUBLISHED_CLIPS_PER_ANOMALY = {
+    "ball": 4, "button": 3, "car": 4, "caster_wheel": 2, "clip": 2, "clock": 4, "fan": 4, "gear": 4, "hinge": 4, "liquid": 4,
+    "lock": 4, "magnet": 4, "rolling_bearing": 4, "rubber_band": 4, "screw": 4, "servo": 4, "slide": 4, "spherical_bearing": 4,
+    "sticky_roller": 4, "toothpaste": 4, "usb": 4, "zipper": 4}
+CLIPS_PER_ANOMALY_ELSEWHERE = 4
+PUBLISHED_RATIO = 0.1
+REMAKE = "write it with data_prep/split.py"
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A split as it stands in a file: side by clip id, and the hash of the file's bytes."""
+
+    protocol: str
+    seed: int
+    options: dict
+    clips: dict[str, Split]
+    sha256: str
+
+    def clip_ids(self, side: Split | str) -> list[str]:
+        """Sorted clip ids of one side."""
+        return sorted(clip_id for clip_id, own in self.clips.items() if own == Split(side))
+
+
+def load_split(path: str | Path) -> SplitFile:
+    """Read and check a split file. Raises ValueError, naming the file, for a missing, broken or newer one."""
+    path = Path(path)
+    stored = read_json(path, REMAKE)
+    if stored.get("version") != SPLIT_VERSION:
+        raise ValueError(f"{path}: split version {stored.get('version')!r} is not known here, only {SPLIT_VERSION}; {REMAKE}")
+    missing = [key for key in ("protocol", "seed", "options", "clips") if key not in stored]
+    if missing:
+        raise ValueError(f"{path}: lacks {', '.join(missing)}; {REMAKE}")
+    sides = {side.value for side in Split}
+    clips = stored["clips"] if isinstance(stored["clips"], dict) else {}
+    wrong = [clip_id for clip_id, side in clips.items() if side not in sides]
+    if wrong or not clips:
+        problem = f"clip {wrong[0]!r} stands on side {clips[wrong[0]]!r}, allowed: {', '.join(sorted(sides))}" if wrong else "names no clip"
+        raise ValueError(f"{path}: {problem}; {REMAKE}")
+    return SplitFile(stored["protocol"], stored["seed"], stored["options"], {clip_id: Split(side) for clip_id, side in clips.items()},
+                     hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def make_split(clips: list[Clip], protocol: str, seed: int = 0, val_share: float = 0.1, per_anomaly: int | None = None,
+               ratio: float = PUBLISHED_RATIO) -> dict:
+    """The content of a split file for these clips, whatever their order.
+
+    `weak`: of each anomaly folder, `per_anomaly` clips (None: the published number of its category) train, the rest is tested.
+    `ratio`: the same with that share of each folder, at least one clip. `unsupervised`: normal clips alone train. In all of them the
+    train folders' clips train and the other normal clips are tested. `val_share` of what trains is held out for validation, by
+    category and by normal or anomalous. Raises ValueError for wrong values, and, naming each class, where none would be left to test.
+    """
+    _check_options(protocol, val_share, per_anomaly, ratio)
+    folders: dict[tuple[str, str], list[Clip]] = defaultdict(list)
+    train = []
+    for clip in sorted(clips):
+        if clip.in_train_folder:
+            train.append(clip)
+        elif clip.label:
+            folders[clip.category, clip.state].append(clip)
+    counts = _supervised_counts(folders, protocol, per_anomaly, ratio)
+    for place, found in folders.items():
+        train += _seeded_order(found, seed, "supervised")[:counts[place]]
+    if not train:
+        raise ValueError(f"protocol {protocol!r} leaves no clip to train on: the train folders are empty")
+    val = _validation_ids(train, val_share, seed)
+    trained = {clip.clip_id for clip in train}
+    sides = {clip.clip_id: (Split.VAL if clip.clip_id in val else Split.TRAIN if clip.clip_id in trained else Split.TEST).value
+             for clip in sorted(clips)}
+    options: dict = {"val_share": val_share}
+    if protocol == "weak":
+        options["clips_per_anomaly"] = {category: count for (category, _), count in sorted(counts.items())}
+    elif protocol == "ratio":
+        options["ratio"] = ratio
+    return {"version": SPLIT_VERSION, "protocol": protocol, "seed": seed, "options": options, "clips": sides}
+
+
+def write_split(path: str | Path, content: dict) -> None:
+    """Write a split file, whole or not at all; the same content always gives the same bytes."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"--out {path}: is a folder; give the name of a file, for instance {path / 'split.json'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json_bytes(content))
+    except OSError as error:
+        raise ValueError(f"--out {path}: cannot be written ({error.strerror}); give a file in a folder you may write to") from error
+
+
+def count_sides(clips: list[Clip], content: dict) -> dict[str, Counter]:
+    """By category, how many clips of each (side, label): what split.py prints."""
+    table: dict[str, Counter] = defaultdict(Counter)
+    for clip in clips:
+        table[clip.category][content["clips"][clip.clip_id], clip.label] += 1
+    return dict(sorted(table.items()))
+
+
+def _check_options(protocol: str, val_share: float, per_anomaly: int | None, ratio: float) -> None:
+    problems = []
+    if protocol not in PROTOCOLS:
+        problems.append(f"protocol {protocol!r}: must be one of {', '.join(PROTOCOLS)}")
+    if not 0 <= val_share < 1:
+        problems.append(f"val share {val_share}: must be at least 0 and below 1")
+    if per_anomaly is not None and protocol != "weak":
+        problems.append(f"clips per anomaly: belongs to protocol weak, not to {protocol!r}")
+    if per_anomaly is not None and per_anomaly < 1:
+        problems.append(f"clips per anomaly {per_anomaly}: must be at least 1; without anomalies the protocol is 'unsupervised'")
+    if not 0 < ratio < 1:
+        problems.append(f"ratio {ratio}: must be above 0 and below 1")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _supervised_counts(folders: dict[tuple[str, str], list[Clip]], protocol: str, per_anomaly: int | None,
+                       ratio: float) -> dict[tuple[str, str], int]:
+    """How many clips of each anomaly folder train; ValueError, naming every folder of which none would be left to test."""
+    counts = {}
+    for (category, state), found in folders.items():
+        if protocol == "weak":
+            counts[category, state] = per_anomaly or PUBLISHED_CLIPS_PER_ANOMALY.get(category, CLIPS_PER_ANOMALY_ELSEWHERE)
+        else:
+            counts[category, state] = max(1, int(ratio * len(found) + 0.5)) if protocol == "ratio" else 0
+    short = [f"{category}/{state} has {len(folders[category, state])} and would give {count}"
+             for (category, state), count in counts.items() if count >= len(folders[category, state])]
+    if short:
+        raise ValueError(f"protocol {protocol!r} takes its clips from each anomaly and at least one must remain for the test: "
+                         f"{'; '.join(short)}. Lower --per-anomaly (or --ratio), or add clips")
+    return counts
+
+
+def _seeded_order(clips: list[Clip], seed: int, purpose: str) -> list[Clip]:
+    """A shuffle that hangs on seed and clip id alone: another clip in the folder does not reshuffle the rest."""
+    return sorted(clips, key=lambda clip: stable_int(seed, purpose, clip.clip_id))
+
+
+def _validation_ids(train: list[Clip], share: float, seed: int) -> set[str]:
+    """The clips held out for validation: `share` of each (category, label), at least one clip of each left to train.
+
+    What rounding leaves over is carried on to the next category, so that many small classes do not all round to nothing.
+    """
+    held: set[str] = set()
+    for label in (0, 1):
+        classes: dict[str, list[Clip]] = defaultdict(list)
+        for clip in train:
+            if clip.label == label:
+                classes[clip.category].append(clip)
+        owed = 0.0
+        for _, found in sorted(classes.items()):
+            owed += share * len(found)
+            count = min(int(owed + 0.5), len(found) - 1)
+            owed -= count
+            held.update(clip.clip_id for clip in _seeded_order(found, seed, "val")[:count])
+    return held

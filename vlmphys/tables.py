@@ -1,0 +1,125 @@
+"""The table of scores, for the terminal and as Markdown: one row a category, one group of columns a run. No torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+COLUMNS = {"auroc": "AUROC", "auroc_verdict": "verdict", "ap": "AP", "accuracy": "acc."}
+COLUMN_HELP = {
+    "auroc": "area under the ROC curve of the continuous score",
+    "auroc_verdict": "AUROC of the hard verdict: (TPR + TNR) / 2, the multi-turn paper's protocol",
+    "ap": "average precision, positive class: anomalous",
+    "accuracy": "share of clips on the right side of the threshold",
+}
+UNDEFINED = "–"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A category, or a mean; `records` holds each run's record by its name, None where the run has none."""
+
+    label: str
+    is_mean: bool
+    records: dict[str, dict | None]
+
+    def count(self, key: str) -> str:
+        """`n` or `n_anomalous`, of the runs that have the row; "a / b" where they differ."""
+        counts = dict.fromkeys(record[key] for record in self.records.values() if record is not None)
+        return " / ".join(f"{count:,}" for count in counts)
+
+
+def table_rows(runs: Mapping[str, dict]) -> list[TableRow]:
+    """Categories in alphabetical order, then the means: over those present, and over 21 and 22 where a run has them all."""
+    categories = sorted({name for scores in runs.values() for name in scores["per_category"]})
+    rows = [TableRow(category, False, {name: scores["per_category"].get(category) for name, scores in runs.items()}) for category in categories]
+    # Runs over other categories get rows of their own: means over different sets must not stand side by side.
+    for present in dict.fromkeys(tuple(scores["average"]["categories"]) for scores in runs.values()):
+        rows.append(TableRow(f"mean of {len(present)}", True, {
+            name: scores["average"] if tuple(scores["average"]["categories"]) == present else None for name, scores in runs.items()}))
+    for key, label in (("average_21", "mean of the 21"), ("average_22", "mean of the 22")):
+        if any(scores[key]["auroc"] is not None for scores in runs.values()):
+            rows.append(TableRow(label, True, {
+                name: scores[key] if scores[key]["auroc"] is not None else None for name, scores in runs.items()}))
+    return rows
+
+
+def figure_text(record: dict | None, key: str, with_interval: bool = False) -> str:
+    """A figure to three places, with its 95 % interval where asked for; a dash where it is undefined."""
+    if record is None or record[key] is None:
+        return UNDEFINED
+    text = f"{record[key]:.3f}"
+    if with_interval and key == "auroc" and record["auroc_ci95"] is not None:
+        text += " [{:.3f}, {:.3f}]".format(*record["auroc_ci95"])
+    return text
+
+
+def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
+    """What a reader of the table must know: thresholds, the verdicts' source, split, warnings (unless left out), undefined means."""
+    of_run: dict[str, list[str]] = {}
+    for name, scores in runs.items():
+        threshold = scores["threshold"]
+        rule = f"{threshold['value']:g}, as given" if threshold["rule"] == "given" else threshold["rule"]
+        protocol = f"; split protocol {scores['protocol']}" if scores["protocol"] else ""
+        for note in (f"accuracy at threshold {rule}; verdicts from the {scores['verdict_source']}{protocol}", *(scores["warnings"] if warnings else ())):
+            of_run.setdefault(note, []).append(name)
+    found = [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in of_run.items()]
+    for key in ("average_21", "average_22"):
+        if all(scores[key]["auroc"] is None for scores in runs.values()):
+            reasons = dict.fromkeys(scores[key]["reasons"]["auroc"] for scores in runs.values())
+            found.append(f"mean of the {key[-2:]} categories of Phys-AD undefined: {'; '.join(reasons)}")
+    return found
+
+
+def rich_table(runs: Mapping[str, dict]) -> Table:
+    """The table for a terminal."""
+    table = Table(title="Anomaly detection by category", title_justify="left", header_style="bold", row_styles=("", "dim"))
+    table.add_column("category", no_wrap=True)
+    table.add_column("clips", justify="right", no_wrap=True)
+    table.add_column("anom.", justify="right", no_wrap=True)
+    alone = len(runs) == 1
+    # Several runs must fit a terminal: the two figures that are compared with the paper; the files have all of them.
+    keys = list(COLUMNS) if alone else ["auroc", "auroc_verdict"]
+    for name in runs:
+        for key in keys:
+            table.add_column(Text(COLUMNS[key] if alone else f"{name if key == keys[0] else ''}\n{COLUMNS[key]}"), justify="right", no_wrap=True)
+    rows = table_rows(runs)
+    for number, row in enumerate(rows):
+        cells = [figure_text(row.records[name], key, with_interval=alone) for name in runs for key in keys]
+        next_is_mean = number + 1 < len(rows) and rows[number + 1].is_mean
+        table.add_row(Text(row.label), row.count("n"), row.count("n_anomalous"), *cells,
+                      style="bold" if row.is_mean else None, end_section=next_is_mean and not row.is_mean)
+    return table
+
+
+def console_text(runs: Mapping[str, dict], width: int = 100) -> str:
+    """The table and its notes as plain text."""
+    stream = io.StringIO()
+    print_scores(runs, Console(file=stream, width=width, color_system=None))
+    return stream.getvalue()
+
+
+def print_scores(runs: Mapping[str, dict], console: Console) -> None:
+    """Print the table and its notes."""
+    console.print(rich_table(runs))
+    for note in notes(runs):
+        console.print(Text(f"- {note}"), style="dim")
+
+
+def markdown_text(runs: Mapping[str, dict]) -> str:
+    """The table and its notes as Markdown."""
+    alone = len(runs) == 1
+    header = ["category", "clips", "anomalous", *(title if alone else f"{name} {title}" for name in runs for title in COLUMNS.values())]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in table_rows(runs):
+        label = f"**{row.label}**" if row.is_mean else row.label
+        lines.append([label, row.count("n"), row.count("n_anomalous"),
+                      *(figure_text(row.records[name], key, with_interval=alone) for name in runs for key in COLUMNS)])
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    columns = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
+    return text + "\n\n" + "\n".join(f"- {note}" for note in [columns + "; in brackets the 95 % bootstrap interval" * alone, *notes(runs)]) + "\n"

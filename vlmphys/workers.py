@@ -1,0 +1,140 @@
+"""Processes that decode: one that crashes or hangs takes its own clip with it, not the run. Results come in the order of the tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Callable, Iterator, Sequence
+
+# Tasks handed out ahead of the oldest unfinished one: results wait in memory for their turn, this bounds how many.
+AHEAD_PER_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Lost:
+    """In place of a result: the worker died or was stopped; `reason` says which."""
+
+    reason: str
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: Any
+    pipe: Connection
+    task: int | None = None
+    deadline: float = 0.0
+
+
+def run_in_order(function: Callable[[Any], Any], tasks: Sequence[Any], workers: int, limit_seconds: float,
+                 retry: Callable[[Any], Any | None]) -> Iterator[Any]:
+    """Yield `function(task)` for each task, in order, computed by `workers` spawned processes (0: in this one).
+
+    A task that kills its worker, or takes longer than `limit_seconds`, is tried once more as `retry(task)` (None: not again); its result
+    is `Lost` where that is of no use. `function` and tasks must be picklable, and `function` returns its failures, it does not raise them.
+    """
+    if workers == 0:
+        yield from map(function, tasks)
+        return
+    crew = _Crew(function, workers, limit_seconds)
+    results: dict[int, Any] = {}
+    redo: dict[int, Any] = {}
+    due = handed = 0
+    try:
+        while due < len(tasks):
+            for worker in crew.idle():
+                again = min((index for index in redo if redo[index] is not None), default=None)
+                if again is not None:
+                    crew.give(worker, again, redo[again])
+                    redo[again] = None
+                elif handed < min(len(tasks), due + AHEAD_PER_WORKER * workers):
+                    crew.give(worker, handed, tasks[handed])
+                    handed += 1
+            for index, result in crew.collect():
+                if isinstance(result, Lost) and index not in redo:
+                    redo[index] = retry(tasks[index])
+                    if redo[index] is not None:
+                        continue
+                results[index] = result
+            while due in results:
+                yield results.pop(due)
+                due += 1
+    finally:
+        crew.stop()
+
+
+class _Crew:
+    def __init__(self, function: Callable[[Any], Any], workers: int, limit_seconds: float):
+        # Spawned, not forked: decoders and torch hold threads, and a fork in the middle of one hangs now and then.
+        self.context = multiprocessing.get_context("spawn")
+        self.function, self.limit_seconds = function, limit_seconds
+        self.workers: list[_Worker] = []
+        for _ in range(workers):
+            self.workers.append(self._start())
+
+    def _start(self) -> _Worker:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(target=_serve, args=(self.function, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def idle(self) -> list[_Worker]:
+        return [worker for worker in self.workers if worker.task is None]
+
+    def give(self, worker: _Worker, index: int, task: Any) -> None:
+        worker.task, worker.deadline = index, time.monotonic() + self.limit_seconds
+        try:
+            worker.pipe.send(task)
+        except BrokenPipeError:
+            pass  # it died while idle: `collect` finds its end of the pipe closed, and says so
+
+    def collect(self) -> list[tuple[int, Any]]:
+        """Results that are ready; waits for at least one, or for the first time limit."""
+        busy = [worker for worker in self.workers if worker.task is not None]
+        patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
+        ready = set(wait([worker.pipe for worker in busy], timeout=patience))
+        found = []
+        for worker in busy:
+            if worker.pipe in ready:
+                try:
+                    found.append((worker.task, worker.pipe.recv()))
+                    worker.task = None
+                except (EOFError, ConnectionResetError):
+                    worker.process.join()
+                    found.append((worker.task, Lost(f"the reader's process died (exit status {worker.process.exitcode})")))
+                    self._replace(worker)
+            elif time.monotonic() >= worker.deadline:
+                found.append((worker.task, Lost(f"the reader gave no answer in {self.limit_seconds:g} s")))
+                self._replace(worker)
+        return found
+
+    def _replace(self, worker: _Worker) -> None:
+        self._end(worker)
+        self.workers[self.workers.index(worker)] = self._start()
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            self._end(worker)
+
+    @staticmethod
+    def _end(worker: _Worker) -> None:
+        worker.pipe.close()
+        worker.process.kill()
+        worker.process.join()
+
+
+def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
+    """A worker's life: it ends with the pipe, so that none outlives its parent, however that one ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(function(task))
+        except BrokenPipeError:
+            return
