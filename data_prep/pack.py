@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--videos", help="folder of categories in the Phys-AD layout (not needed with --only dialogues)")
     parser.add_argument("--split", help="file written by split.py (with --only dialogues: the one packed before)")
-    parser.add_argument("--model", default="tiny", help="tiny, a Hugging Face Video-LLaVA folder, or a hub id: gives image size and tokenizer")
+    parser.add_argument("--model", default="tiny", help="tiny, a Hugging Face folder, or a hub id: gives image size and tokenizer")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--variants", default=variants, help="dialogue variants, separated by commas")
     parser.add_argument("--frames", type=int, default=8, help="frames of each clip")
@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
     parser.add_argument("--system", action="store_true", help="begin dialogues with Vicuna's system sentence")
-    parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="a control: permute the states among each category's train clips")
+    parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="a control: permute states among a category's train clips")
     return parser.parse_args()
 
 

@@ -18,6 +18,7 @@ def parse_arguments() -> argparse.Namespace:
     defaults = BuildConfig()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="new or empty folder for the Hugging Face files")
+    parser.add_argument("--work", type=Path, default=Path("runs/tiny_base"), help="folder for what an interrupted build can take up")
     parser.add_argument("--overwrite", action="store_true", help="replace what stands in --out")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--workers", type=int, default=defaults.workers)
@@ -35,7 +36,7 @@ def main() -> int:
         return 2
     config = BuildConfig(seed=options.seed, workers=options.workers, tower_clips=options.tower_clips, tower_steps=options.tower_steps,
                          language_clips=options.language_clips, language_steps=options.language_steps)
-    build_tiny_base(options.out, config)
+    build_tiny_base(options.out, options.work, config)
     return 0
 
 

@@ -12,8 +12,8 @@ from vlmphys.records import Split, Variant
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="The log-odds of the two verdicts and an explanation for each clip, one row a clip, written as it "
-                                                 "goes. Run again to go on where it stopped.")
+    parser = argparse.ArgumentParser(description="The log-odds of the two verdicts and an explanation for each clip, one row a clip, "
+                                                 "written as it goes. Run again to go on where it stopped.")
     parser.add_argument("--run", type=Path, help="run folder of launch/train.py")
     parser.add_argument("--model", help="instead of --run, a model as it is: 'tiny', a Hugging Face folder, or a hub id")
     parser.add_argument("--variant", type=Variant, metavar="{%s}" % ",".join(Variant), help="with --model: which dialogue to ask in")
@@ -24,7 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help="where the answers before the verdict come from: the prior (default); no_physics has none")
     parser.add_argument("--explain", type=Explain, default=Explain.ALL, metavar="{%s}" % ",".join(Explain),
                         help="which clips get an explanation (default: all); scores alone are much faster")
-    parser.add_argument("--batch-size", type=int, default=8, help="clips at a time (default: 8)")
+    parser.add_argument("--batch-size", type=int, help="clips at a time (default: what a cache of 4 GiB holds, at most 32)")
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest explanation in tokens (default: 128)")
     parser.add_argument("--max-clips", type=int, help="only so many clips, evenly spread over categories and states")
     parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """0: every clip has its row; 2: something is wrong, as one message says."""
+    """0: every clip has its row; 2: something is wrong, as one message says; 130: interrupted."""
     arguments = vars(parse())
     arguments.pop("ground")
     from rich.console import Console
@@ -46,6 +46,9 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: the rows written so far are kept, run the same command again to go on", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -21,13 +21,15 @@ from vlmphys.tables import markdown_text, print_scores
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other program "
-                                                 "(JSONL or CSV with clip_id, label, score). Writes scores.json, table.md and report.html.")
+    parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other "
+                                                 "program (JSONL or CSV with clip_id, label, score). "
+                                                 "Writes scores.json, table.md and report.html.")
     parser.add_argument("--predictions", nargs="+", required=True, metavar="[NAME=]FILE", help="one file, or several to put side by side")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
     parser.add_argument("--labels", type=Path, help="JSONL or CSV with clip_id and label, where the predictions have none")
     parser.add_argument("--data", type=Path, help="folder written by data_prep/pack.py: film strips, and checks against its split")
-    parser.add_argument("--run", nargs="+", default=[], metavar="[NAME=]FOLDER", help="run folders, for a table of their last training losses")
+    parser.add_argument("--run", nargs="+", metavar="[NAME=]FOLDER", help="run folders, for a table of their last training losses "
+                                                                          "(default: those that the predictions lie in)")
     parser.add_argument("--priors", type=Path, help="folder with further priors, for reference explanations")
     parser.add_argument("--threshold", type=float, help="score from which a clip counts as anomalous (default: 0 for log-odds, "
                                                         "0.5 where all scores of another program lie in [0, 1])")
@@ -60,11 +62,16 @@ def score(arguments: argparse.Namespace) -> None:
         from vlmphys.shards import FramesTable
         from vlmphys.splits import load_split
         frames, split = FramesTable.open(arguments.data / "frames"), load_split(arguments.data / "split.json")
-    predictions = {name: read_predictions(path, labels) for name, path in name_runs(arguments.predictions).items()}
-    losses = {name: last_losses(folder) for name, folder in name_runs(arguments.run).items()}
+    files = name_runs(arguments.predictions)
+    folders = name_runs(arguments.run) if arguments.run else {name: path.parent for name, path in files.items() if path.parent.is_dir()}
+    predictions = {name: read_predictions(path, labels) for name, path in files.items()}
+    losses = {name: last_losses(folder) for name, folder in folders.items()}
     runs = {name: score_predictions(table, arguments.threshold, arguments.seed, split) for name, table in predictions.items()}
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row})
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
     document = json.dumps(scores_document(runs), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for name, text in (("scores.json", document), ("table.md", markdown_text(runs)), ("report.html", page)):
         write_atomic(arguments.out / name, text.encode())

@@ -60,7 +60,8 @@ def histogram_svg(labels_N: np.ndarray, scores_N: np.ndarray, threshold: float, 
     for kind, values in shares.items():
         for index in np.flatnonzero(values):
             height = (base - 4) * values[index] / tallest
-            parts.append(f'<rect class="{kind}" x="{4 + index * step:.1f}" y="{base - height:.1f}" width="{step - 0.6:.1f}" height="{height:.1f}"/>')
+            parts.append(f'<rect class="{kind}" x="{4 + index * step:.1f}" y="{base - height:.1f}" '
+                         f'width="{step - 0.6:.1f}" height="{height:.1f}"/>')
     cut = 4 + (width - 8) * (threshold - low) / (high - low)
     parts.append(f'<path class="cut" d="M{cut:.1f},2 V{base}"/><path class="grid" d="M4,{base} H{width - 4}"/>')
     parts.append(f'<text x="4" y="{base + 11}">{low:.3g}</text><text x="{width - 4}" y="{base + 11}" text-anchor="end">{high:.3g}</text>')

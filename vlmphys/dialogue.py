@@ -147,15 +147,15 @@ def _turn_of_tokens(dialogue: DialogueString, ids, offsets, tokenizer, name: str
 
 def _check_special_tokens(ids: list[int], turn: list[int], answers: int, tokenizer, name: str) -> None:
     """Special tokens stand where the format puts them and nowhere else: none came in with a text."""
-    allowed = {tokenizer.eos_token_id, tokenizer.unk_token_id, _video_id(tokenizer)}
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    strangers = [token for token in ids if token in {*tokenizer.all_special_ids, image} - allowed]
+    # Looked up once: a tokenizer builds these lists anew at each access, which costs more than the tokenising.
+    video, eos = _video_id(tokenizer), tokenizer.eos_token_id
+    forbidden = {*tokenizer.all_special_ids, tokenizer.convert_tokens_to_ids("<image>")} - {eos, video, tokenizer.unk_token_id}
+    strangers = [token for token in ids if token in forbidden]
     if strangers:
         raise ValueError(f"{name}: its texts hold the special token {tokenizer.convert_ids_to_tokens(strangers[0])!r}: take it out")
-    videos = ids.count(_video_id(tokenizer))
-    if videos != 1:
-        raise ValueError(f"{name}: {VIDEO!r} stands {videos} times in its dialogue, once is allowed: take it out of the texts")
-    ends = [number for token, number in zip(ids, turn) if token == tokenizer.eos_token_id]
+    if ids.count(video) != 1:
+        raise ValueError(f"{name}: {VIDEO!r} stands {ids.count(video)} times in its dialogue, once is allowed: take it out of the texts")
+    ends = [number for token, number in zip(ids, turn) if token == eos]
     if ends != list(range(1, answers + 1)):
         raise ValueError(f"{name}: {tokenizer.eos_token!r} ends the answers {ends}, expected once for each of {answers}: "
                          "take it out of the texts")

@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import distributed, nn
+from torch.utils import cpp_extension
 
 from vlmphys.batches import Batch
 from vlmphys.config import TrainConfig, read_deepspeed_json
@@ -152,7 +155,7 @@ class DeepSpeedEngine(PlainEngine):
         settings = read_deepspeed_json(config.deepspeed)
         offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         parameters = list(trained.values())
-        self.adam = _cpu_adam(parameters, config) if offload else adamw(parameters, config)
+        self.adam = _cpu_adam(parameters, config, world) if offload else adamw(parameters, config)
         settings.update({
             "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
             # The loop accumulates and says where a step ends, since the last step of an epoch has fewer micro-batches: with 1
@@ -215,9 +218,16 @@ def set_learning_rate(optimizer, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig):
+def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World):
     """DeepSpeed's AdamW for weights that live in host memory. It is compiled at its first use on a machine, about a minute."""
+    from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.adam import DeepSpeedCPUAdam
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    if world.is_first and not installed_ops.get("cpu_adam") and not any(root.glob("**/cpu_adam/cpu_adam.so")):
+        # torch waits for a lock that a killed compilation leaves behind, for ever and without a word.
+        locks = [str(lock) for lock in root.glob("**/cpu_adam/lock")]
+        print("compiling DeepSpeed's CPU optimizer: once on this machine, about a minute"
+              + (f"; another process seems to be at it: if there is none, delete {locks[0]}" if locks else ""), flush=True)
     try:
         return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
                                 weight_decay=config.weight_decay, adamw_mode=True)
@@ -249,6 +259,10 @@ def _import_deepspeed():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    # DeepSpeed 0.19 calls it under torch 2.13's old name; drop this line when it does not.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
+    # A shared-memory all-reduce for inference on CPUs: never used in training, but compiled at every machine's first start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

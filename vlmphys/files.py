@@ -110,10 +110,12 @@ def only_writer(folder: Path):
         raise ValueError(f"{folder}: this folder cannot be made or opened ({error.strerror})") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"{folder}: another process is packing into this folder; wait for it, or give another one") from None
+    try:
         yield
+    finally:
         if not any(folder.iterdir()):
             folder.rmdir()
-    except BlockingIOError:
-        raise ValueError(f"{folder}: another process is packing into this folder; wait for it, or give another one") from None
-    finally:
         os.close(handle)

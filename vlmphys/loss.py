@@ -20,7 +20,7 @@ STATISTICS = tuple(f"loss_turn_{k + 1}" for k in range(MAX_TURNS)) + tuple(f"tok
 class DialogueLoss(nn.Module):
     """Video-LLaVA from uint8 frames and token ids to the loss sum of each turn.
 
-    It equals the model's own loss with labels (tests/parity/test_loss.py), but runs the head on the N supervised positions
+    It equals the model's own loss with labels (tests/parity/test_hf_loss.py), but runs the head on the N supervised positions
     instead of all B x L, and the frozen tower and projector without a graph.
     """
 

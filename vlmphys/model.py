@@ -111,7 +111,7 @@ def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForC
     """The model in `dtype` on the CPU, image tower dropped. Raises ValueError where weights other than the image tower are missing."""
     load_config(model)
     source = resolve_source(model)
-    with _quiet_transformers():
+    with quiet_transformers():
         network, info = VideoLlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     missing = [name for name in info["missing_keys"] if "image_tower" not in name]
     if missing:
@@ -120,8 +120,8 @@ def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForC
 
 
 @contextmanager
-def _quiet_transformers():
-    """No list of missing weights (the image tower's are expected, others are refused by name) and no progress bars."""
+def quiet_transformers():
+    """No list of missing weights (the image tower's are expected, others are refused by name) and no progress bars, while inside."""
     verbosity, bars = hub_logging.get_verbosity(), hub_logging.is_progress_bar_enabled()
     hub_logging.set_verbosity_error()
     hub_logging.disable_progress_bar()

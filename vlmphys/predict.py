@@ -24,6 +24,8 @@ from vlmphys.shards import ClipRow, DialogueRow, Packed, open_packed
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DIGEST_CHUNKS = 64
 DIGEST_CHUNK_BYTES = 1 << 18
+CACHE_BYTES = 4 << 30
+MOST_CLIPS_A_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class PredictOptions:
     variant: Variant | None = None
     split: Split = Split.TEST
     explain: Explain = Explain.ALL
-    batch_size: int = 8
+    batch_size: int | None = None
     max_clips: int | None = None
     max_new_tokens: int = 128
     dtype: str = "auto"
@@ -66,7 +68,8 @@ def predict(options: PredictOptions, console: Console) -> int:
     check_data(packed, facts, source.variant, options.data)
     clip_ids = spread(packed.clip_ids(options.split), options.max_clips)
     if not clip_ids:
-        raise ValueError(f"{options.data} holds no packed clip on the side {options.split.value!r}: choose another --split, or pack those clips")
+        raise ValueError(f"{options.data} holds no packed clip on the side {options.split.value!r}: "
+                         "choose another --split, or pack those clips")
     device, dtype = device_and_dtype(options)
     grounding = Grounding.NONE if source.variant is Variant.NO_PHYSICS else Grounding.PRIOR
     identity = Identity(source.label, source.variant.value, grounding.value, packed.fingerprint)
@@ -75,26 +78,33 @@ def predict(options: PredictOptions, console: Console) -> int:
         console.print(f"{source.label}, {source.variant.value}: {len(clip_ids)} clips of {options.split.value}, "
                       f"{len(clip_ids) - len(todo)} predicted before", highlight=False)
         if source.run is not None and source.run.data_fingerprint != packed.fingerprint:
-            console.print("note: the run was trained on other packed data than this: clips of this side may have been in its training", highlight=False)
+            console.print("note: the run was trained on other packed data than this: clips of this side may have been in its training",
+                          highlight=False)
         if todo:
             network = load_run_model(source.run, dtype) if source.run else load_model(source.facts_from, dtype)
             network = network.to(device).eval()
-            continuations = verdict_continuations(tokenizer)
+            size = options.batch_size or fitting_batch_size(network.config.text_config, facts.max_positions, dtype)
             with _progress(console) as progress:
                 task = progress.add_task("predicting", total=len(clip_ids), completed=len(clip_ids) - len(todo))
-                for start in range(0, len(todo), options.batch_size):
-                    batch = todo[start:start + options.batch_size]
-                    clips = [packed.frames.row(clip_id) for clip_id in batch]
-                    dialogues = [packed.dialogues.row(clip_id, source.variant) for clip_id in batch]
-                    judged = judge_batch(network, facts, [row.input_ids[:row.verdict_span[0]] for row in dialogues],
-                                         np.stack([clip.frames_THWC for clip in clips]), continuations, tokenizer.eos_token_id,
-                                         options.explain, options.max_new_tokens)
-                    for clip, dialogue, result in zip(clips, dialogues, judged):
-                        tokens = continuations[result.verdict]
-                        writer.append(prediction_of(clip, dialogue, result, tokens, tokenizer, identity))
-                    progress.update(task, advance=len(batch))
+                for start in range(0, len(todo), size):
+                    for row in predict_batch(network, facts, tokenizer, packed, todo[start:start + size], identity, options):
+                        writer.append(row)
+                        progress.advance(task)
     console.print(f"predictions: {options.out}", highlight=False, soft_wrap=True)
     return len(todo)
+
+
+def predict_batch(network, facts: ModelFacts, tokenizer, packed: Packed, clip_ids: Sequence[str], identity: Identity,
+                  options: PredictOptions) -> list[Prediction]:
+    """The rows of one batch of clips."""
+    continuations = verdict_continuations(tokenizer)
+    clips = [packed.frames.row(clip_id) for clip_id in clip_ids]
+    dialogues = [packed.dialogues.row(clip_id, identity.variant) for clip_id in clip_ids]
+    judged = judge_batch(network, facts, [row.input_ids[:row.verdict_span[0]] for row in dialogues],
+                         np.stack([clip.frames_THWC for clip in clips]), continuations, tokenizer.eos_token_id,
+                         options.explain, options.max_new_tokens)
+    return [prediction_of(clip, dialogue, result, continuations[result.verdict], tokenizer, identity)
+            for clip, dialogue, result in zip(clips, dialogues, judged)]
 
 
 def find_source(options: PredictOptions) -> Source:
@@ -152,7 +162,7 @@ def spread(clip_ids: Sequence[str], most: int | None) -> list[str]:
 
 def device_and_dtype(options: PredictOptions) -> tuple[torch.device, torch.dtype]:
     """`auto`: the GPU in bf16 where there is one, else the CPU in fp32."""
-    if options.batch_size < 1 or options.max_new_tokens < 1:
+    if (options.batch_size is not None and options.batch_size < 1) or options.max_new_tokens < 1:
         raise ValueError(f"--batch-size {options.batch_size} and --max-new-tokens {options.max_new_tokens} must be at least 1")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if name == "cuda" and not torch.cuda.is_available():
@@ -161,7 +171,16 @@ def device_and_dtype(options: PredictOptions) -> tuple[torch.device, torch.dtype
     return torch.device(name), DTYPES[dtype]
 
 
-def prediction_of(clip: ClipRow, dialogue: DialogueRow, judged: Judged, verdict_tokens: Sequence[int], tokenizer, identity: Identity) -> Prediction:
+def fitting_batch_size(text_config, positions: int, dtype: torch.dtype) -> int:
+    """Clips a batch whose key-value cache takes at most 4 GiB when every position is used, between 1 and 32."""
+    heads = text_config.num_key_value_heads or text_config.num_attention_heads
+    width = heads * (text_config.hidden_size // text_config.num_attention_heads)
+    bytes_per_clip = 2 * text_config.num_hidden_layers * width * positions * dtype.itemsize
+    return max(1, min(MOST_CLIPS_A_BATCH, CACHE_BYTES // bytes_per_clip))
+
+
+def prediction_of(clip: ClipRow, dialogue: DialogueRow, judged: Judged, verdict_tokens: Sequence[int], tokenizer,
+                  identity: Identity) -> Prediction:
     """One row. The last answer is put together from what was given of it, the likelier verdict, and what was generated."""
     start = dialogue.verdict_span[0]
     turn, ids = np.asarray(dialogue.turn[:start]), np.asarray(dialogue.input_ids[:start])
@@ -169,10 +188,14 @@ def prediction_of(clip: ClipRow, dialogue: DialogueRow, judged: Judged, verdict_
     given = [tokenizer.decode(ids[turn == number].tolist(), skip_special_tokens=True).strip() for number in range(1, last)]
     answer = [*ids[turn == last].tolist(), *verdict_tokens, *(judged.generated or [])]
     text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    explanation = None
+    if judged.generated is not None:
+        # A model that does not keep to the form has no "Reason:"; what it wrote instead is shown as it is.
+        explanation = reason_of(text) or tokenizer.decode(judged.generated, skip_special_tokens=True).strip()
     return Prediction(
         clip_id=clip.clip_id, category=clip.category, state=clip.state, label=int(clip.label), score=judged.score,
         probability=probability_of(judged.score), verdict=judged.verdict.value,
-        explanation=None if judged.generated is None else reason_of(text), answers=[*given, text], **asdict(identity))
+        explanation=explanation, answers=[*given, text], **asdict(identity))
 
 
 def _progress(console: Console) -> Progress:

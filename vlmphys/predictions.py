@@ -97,6 +97,9 @@ class PredictionWriter:
         if self.path.is_dir():
             raise ValueError(f"--out {self.path} is a folder: give a file, for instance {self.path / 'predictions.jsonl'}")
         self._stream = None
+        nearest = next(parent for parent in self.path.absolute().parents if parent.exists())
+        if not os.access(self.path if self.path.exists() else nearest, os.W_OK) or not nearest.is_dir():
+            raise ValueError(f"--out {self.path} cannot be written: give a file in a folder that you may write to")
         if self.path.exists():
             self._open()
             try:
@@ -285,7 +288,9 @@ def _label(row: dict, path: Path, number: int, labels: dict[str, int] | None, cl
         raise ValueError(f"{path}:{number}: label {stored!r} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
     given = labels.get(clip_id) if labels is not None else None
     if own is None and given is None:
-        cure = "it is not in the --labels file either" if labels is not None else "add a label column (0 normal, 1 anomalous), or give --labels FILE"
+        cure = "it is not in the --labels file either"
+        if labels is None:
+            cure = "add a label column (0 normal, 1 anomalous), or give --labels FILE"
         raise ValueError(f"{path}:{number}: clip {clip_id!r} has no label: {cure}")
     if own is not None and given is not None and own != given:
         raise ValueError(f"{path}:{number}: clip {clip_id!r} has label {own}, the --labels file says {given}: correct one of them")
@@ -294,7 +299,7 @@ def _label(row: dict, path: Path, number: int, labels: dict[str, int] | None, cl
 
 def _score(row: dict, path: Path, number: int) -> float:
     if "score" not in row:
-        raise ValueError(f"{path}:{number}: no score: each row needs one (a higher score means more anomalous; null where it is missing)")
+        raise ValueError(f"{path}:{number}: no score: each row needs one (higher means more anomalous; null where it is missing)")
     score = row["score"]
     if score is None or (isinstance(score, str) and score.strip().lower() in MISSING_SCORES):
         return math.nan

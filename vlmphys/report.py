@@ -133,10 +133,11 @@ def _head(runs: Mapping[str, dict]) -> str:
     boxes = []
     for number, (name, scores) in enumerate(runs.items()):
         average = scores["average"]
-        interval = "95 % interval {:.3f} to {:.3f}".format(*average["auroc_ci95"]) if average["auroc_ci95"] else escape(average["reasons"]["auroc"])
+        interval = average["reasons"].get("auroc") or "95 % interval {:.3f} to {:.3f}".format(*average["auroc_ci95"])
         model = " · ".join(escape(str(scores[key])) for key in ("variant", "model") if scores[key])
         boxes.append(f'<div class="box run{number % 6}"><span class="soft">{escape(name)}</span><b>{figure_text(average, "auroc")}</b>'
-                     f'<div class="small">mean AUROC over {average["n_categories"]} categories</div><div class="small soft">{interval}</div>'
+                     f'<div class="small">mean AUROC over {average["n_categories"]} categories</div>'
+                     f'<div class="small soft">{escape(interval)}</div>'
                      f'<div class="small soft">{model}</div></div>')
     return (f'<header><h1>Does it move as it should?</h1><p class="soft">{first["n"]:,} clips, {first["n_anomalous"]:,} of them anomalous, '
             f'in {len(first["per_category"])} categories{protocol}</p><div class="heads">{"".join(boxes)}</div></header>\n<main>')
@@ -169,8 +170,9 @@ def _score_table(runs: Mapping[str, dict]) -> str:
         lines.append(f'<tr{" class=mean" if row.is_mean else ""}><th scope="row">{escape(row.label)}</th><td>{row.count("n")}</td>'
                      f'<td>{row.count("n_anomalous")}</td>{"".join(cells)}</tr>')
     caption = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
-    return (f'<h2>Detection</h2><div class="box scroll"><table><caption>{escape(caption)}. A dash is an undefined figure: hover for the reason.'
-            f'</caption><thead>{groups}<tr><th>category</th><th>clips</th><th>anom.</th>{titles}</tr></thead>'
+    return (f'<h2>Detection</h2><div class="box scroll"><table><caption>{escape(caption)}. '
+            f'A dash is an undefined figure: hover for the reason.</caption>'
+            f'<thead>{groups}<tr><th>category</th><th>clips</th><th>anom.</th>{titles}</tr></thead>'
             f'<tbody>{"".join(lines)}</tbody></table></div>'
             f'<ul class="notes soft small">{"".join(f"<li>{escape(note)}</li>" for note in notes(runs, warnings=False))}</ul>')
 
@@ -183,7 +185,8 @@ def _loss_table(losses: Mapping[str, dict]) -> str:
              + "".join(f"<td>{row[key]:.4f}</td>" if isinstance(row.get(key), (int, float)) else "<td>–</td>" for key in keys) + "</tr>"
              for name, row in losses.items()]
     return ('<h2>Training loss by turn</h2><div class="box scroll"><table><caption>Mean negative log-likelihood of a supervised token, '
-            'over the last logged window; for the verdict, of a whole verdict (chance between two: 0.693).</caption><thead><tr><th>run</th><th>step</th>'
+            'over the last logged window; for the verdict, of a whole verdict (chance between two: 0.693).</caption>'
+            '<thead><tr><th>run</th><th>step</th>'
             + "".join(f"<th>{LOSSES[key]}</th>" for key in keys) + f'</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
 
 
@@ -193,12 +196,13 @@ def _panels(runs: Mapping[str, dict], predictions: Mapping[str, Predictions]) ->
     for name, table in predictions.items():
         names, inverse_N = np.unique(np.array(table.categories), return_inverse=True)
         rows_of[name].update({category: np.flatnonzero(inverse_N == index) for index, category in enumerate(names.tolist())})
-    keys = "".join(f'<span class="key run{number % 6}"><i></i>{escape(name)}</span>' for number, name in enumerate(runs)) if len(runs) > 1 else ""
-    keys += "".join(f'<span class="key"><i class="square" style="background:var(--{kind})"></i>{kind} clips</span>' for kind in ("normal", "anomalous"))
+    keys = "".join(f'<span class="key run{number % 6}"><i></i>{escape(name)}</span>' for number, name in enumerate(runs) if len(runs) > 1)
+    keys += "".join(f'<span class="key"><i class="square" style="background:var(--{kind})"></i>{kind} clips</span>'
+                    for kind in ("normal", "anomalous"))
     panels = []
     for category in categories:
         held = [(name, predictions[name], rows_of[name][category]) for name in runs]
-        curves = [(name, table.labels_N[rows], table.scores_N[rows]) if len(rows) else (name, np.ones(1), np.zeros(1)) for name, table, rows in held]
+        curves = [(name, table.labels_N[rows], table.scores_N[rows]) for name, table, rows in held]
         histograms = "".join(
             (f'<div class="small soft">{escape(name)}</div>' if len(runs) > 1 else "")
             + histogram_svg(table.labels_N[rows], table.scores_N[rows], runs[name]["threshold"]["value"], f"{category}, {name}")
@@ -206,8 +210,8 @@ def _panels(runs: Mapping[str, dict], predictions: Mapping[str, Predictions]) ->
         areas = " · ".join(figure_text(runs[name]["per_category"].get(category), "auroc") for name in runs)
         panels.append(f'<div class="box panel"><h3>{escape(category)} <span class="soft small">AUROC {areas}</span></h3>'
                       f'{roc_svg(curves, category)}{histograms}</div>')
-    return (f'<h2>ROC curves and scores</h2><p class="small">{keys}</p><p class="small soft">Histograms: each class scaled to its own number of clips; '
-            f'dashed: the threshold.</p><div class="panels">{"".join(panels)}</div>')
+    return (f'<h2>ROC curves and scores</h2><p class="small">{keys}</p><p class="small soft">Histograms: each class scaled to its own '
+            f'number of clips; dashed: the threshold.</p><div class="panels">{"".join(panels)}</div>')
 
 
 def _clips(picks: list[Pick], runs, predictions, frames, reference_of) -> str:
@@ -216,11 +220,13 @@ def _clips(picks: list[Pick], runs, predictions, frames, reference_of) -> str:
     categories = sorted({pick.category for pick in picks})
     options = "".join(f'<option value="{escape(category)}">{escape(category)}</option>' for category in categories)
     outcomes = "".join(f'<option value="{value}">{text}</option>' for value, text in (
-        ("right", "right verdict"), ("wrong", "wrong verdict"), ("missed", "missed fault"), ("false-alarm", "false alarm"), ("uncertain", "most uncertain")))
+        ("right", "right verdict"), ("wrong", "wrong verdict"), ("missed", "missed fault"), ("false-alarm", "false alarm"),
+        ("uncertain", "most uncertain")))
     held = set(frames.clip_ids) if frames is not None else set()
     cards = "".join(_card(pick, runs, predictions, _strip(pick, frames) if pick.clip_id in held else "", reference_of) for pick in picks)
-    return (f'<h2>Clips</h2><p class="small soft">Of each category: the surest right verdicts, the surest wrong ones, and the most uncertain clip.</p>'
-            f'<div class="filters"><label>category <select id="category"><option value="">all</option>{options}</select></label>'
+    return (f'<h2>Clips</h2><p class="small soft">Of each category: the surest right verdicts, the surest wrong ones, '
+            f'and the most uncertain clip.</p><div class="filters">'
+            f'<label>category <select id="category"><option value="">all</option>{options}</select></label>'
             f'<label>show <select id="outcome"><option value="">all</option>{outcomes}</select></label>'
             f'<span class="small soft" id="shown" aria-live="polite"></span></div><div class="cards">{cards}</div>')
 
@@ -238,9 +244,12 @@ def _card(pick: Pick, runs, predictions, strip: str, reference_of) -> str:
         said = {"right": truth.split(":")[0], "missed": "normal", "false alarm": "anomalous", "unparsed": "unparsed"}[outcomes[name]]
         title = f'<span class="soft small">{escape(name)}</span> ' if len(runs) > 1 else ""
         text, score = table.explanations[row], table.scores_N[row]
+        kind = "right" if outcomes[name] == "right" else "wrong"
+        error = "" if outcomes[name] in ("right", "unparsed") else f" – {outcomes[name]}"
+        number_text = "no score" if math.isnan(score) else f"score {score:.3g}"
         answers.append(
-            f'<div class="answer run{number % 6}">{title}<span class="tag {"right" if outcomes[name] == "right" else "wrong"}">{said}'
-            f'{"" if outcomes[name] in ("right", "unparsed") else f" – {outcomes[name]}"}</span> <span class="small soft">{"no score" if math.isnan(score) else f"score {score:.3g}"}</span>'
+            f'<div class="answer run{number % 6}">{title}<span class="tag {kind}">{said}{error}</span> '
+            f'<span class="small soft">{number_text}</span>'
             + (f'<div class="said">{escape(str(text))}</div>' if text else "") + "</div>")
     reference = reference_of(pick.category, pick.state) if reference_of else None
     return (f'<article class="box card" data-category="{escape(pick.category)}" data-outcomes="{" ".join(sorted(marks))}">{strip}'
@@ -262,5 +271,6 @@ def _foot(runs: Mapping[str, dict]) -> str:
     for name, scores in runs.items():
         prints = ", ".join(f"{key} {escape(str(value))[:16]}" for key, value in scores["fingerprints"].items() if value)
         lines.append(f"<p>{escape(name)}: {prints}</p>")
-    return (f'</main><footer>{"".join(lines)}<p>Made by vlmphys. Intervals: stratified bootstrap within each category, seed '
-            f'{next(iter(runs.values()))["seed"]}. The score is the log-odds of “Anomalous” over “Normal” where vlmphys predicted.</p></footer>')
+    seed = next(iter(runs.values()))["seed"]
+    return (f'</main><footer>{"".join(lines)}<p>Made by vlmphys. Intervals: stratified bootstrap within each category, seed {seed}. '
+            'The score is the log-odds of “Anomalous” over “Normal” where vlmphys predicted.</p></footer>')

@@ -1,6 +1,7 @@
 "use strict";
 (function () {
-  var category = document.getElementById("category"), outcome = document.getElementById("outcome"), shown = document.getElementById("shown");
+  var category = document.getElementById("category"), outcome = document.getElementById("outcome");
+  var shown = document.getElementById("shown");
   if (!category) return;
   var cards = Array.prototype.slice.call(document.querySelectorAll(".card"));
   function apply() {

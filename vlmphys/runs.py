@@ -20,7 +20,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from vlmphys import checkpoint
 from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
-from vlmphys.model import load_model, load_tokenizer, resolve_source
+from vlmphys.model import load_model, load_tokenizer, quiet_transformers, resolve_source
 from vlmphys.records import Variant
 from vlmphys.tuning import Tuned
 
@@ -151,7 +151,8 @@ def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tens
         shutil.rmtree(aside)
     aside.mkdir()
     if tuned.adapter is None:
-        tuned.network.save_pretrained(aside, state_dict=weights)
+        with quiet_transformers():
+            tuned.network.save_pretrained(aside, state_dict=weights)
         dtype = next(iter(weights.values())).dtype
         stored = json.loads((aside / "config.json").read_text())
         write_atomic(aside / "config.json", json_bytes({**stored, "dtype": str(dtype).removeprefix("torch.")}))

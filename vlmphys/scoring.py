@@ -88,7 +88,8 @@ def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, threshold: floa
         "ap": average_precision(labels_known, scores_known),
         "accuracy": accuracy(labels_known, scores_known, threshold),
     }
-    record = {"n": len(labels_N), "n_anomalous": int(labels_N.sum()), "n_missing": int((~known_N).sum()), "n_unparsed": int(unparsed_N.sum())}
+    record = {"n": len(labels_N), "n_anomalous": int(labels_N.sum()),
+              "n_missing": int((~known_N).sum()), "n_unparsed": int(unparsed_N.sum())}
     replicates = bootstrap_auroc(labels_known, scores_known, seed) if figures["auroc"].value is not None else None
     return _with_figures(record, figures, replicates), replicates
 
@@ -115,7 +116,7 @@ def mean_record(per_category: Mapping[str, dict], names: Sequence[str], replicat
     present = [name for name in names if name in per_category]
     absent = [name for name in names if name not in per_category]
     record = {"n_categories": len(present), "categories": present,
-              "n": sum(per_category[name]["n"] for name in present), "n_anomalous": sum(per_category[name]["n_anomalous"] for name in present)}
+              **{key: sum(per_category[name][key] for name in present) for key in ("n", "n_anomalous")}}
     figures, left_out = {}, {}
     for key in FIGURES:
         values = {name: per_category[name][key] for name in present if per_category[name][key] is not None}

@@ -35,15 +35,17 @@ class TableRow:
 
 
 def table_rows(runs: Mapping[str, dict]) -> list[TableRow]:
-    """Categories in alphabetical order, then the means: over those present, and over 21 and 22 where a run has them all."""
+    """Categories in alphabetical order, then the means: over those present, and over 21 and 22 where a run has them all and more."""
     categories = sorted({name for scores in runs.values() for name in scores["per_category"]})
-    rows = [TableRow(category, False, {name: scores["per_category"].get(category) for name, scores in runs.items()}) for category in categories]
+    rows = [TableRow(category, False, {name: scores["per_category"].get(category) for name, scores in runs.items()})
+            for category in categories]
     # Runs over other categories get rows of their own: means over different sets must not stand side by side.
     for present in dict.fromkeys(tuple(scores["average"]["categories"]) for scores in runs.values()):
         rows.append(TableRow(f"mean of {len(present)}", True, {
             name: scores["average"] if tuple(scores["average"]["categories"]) == present else None for name, scores in runs.items()}))
     for key, label in (("average_21", "mean of the 21"), ("average_22", "mean of the 22")):
-        if any(scores[key]["auroc"] is not None for scores in runs.values()):
+        shown = all(set(scores[key]["categories"]) == set(scores["average"]["categories"]) for scores in runs.values())
+        if not shown and any(scores[key]["auroc"] is not None for scores in runs.values()):
             rows.append(TableRow(label, True, {
                 name: scores[key] if scores[key]["auroc"] is not None else None for name, scores in runs.items()}))
     return rows
@@ -66,13 +68,14 @@ def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
         threshold = scores["threshold"]
         rule = f"{threshold['value']:g}, as given" if threshold["rule"] == "given" else threshold["rule"]
         protocol = f"; split protocol {scores['protocol']}" if scores["protocol"] else ""
-        for note in (f"accuracy at threshold {rule}; verdicts from the {scores['verdict_source']}{protocol}", *(scores["warnings"] if warnings else ())):
+        terms = f"accuracy at threshold {rule}; verdicts from the {scores['verdict_source']}{protocol}"
+        for note in (terms, *(scores["warnings"] if warnings else ())):
             of_run.setdefault(note, []).append(name)
     found = [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in of_run.items()]
     for key in ("average_21", "average_22"):
         if all(scores[key]["auroc"] is None for scores in runs.values()):
             reasons = dict.fromkeys(scores[key]["reasons"]["auroc"] for scores in runs.values())
-            found.append(f"mean of the {key[-2:]} categories of Phys-AD undefined: {'; '.join(reasons)}")
+            found.append(f"mean of the {key[-2:]} of Phys-AD undefined: {'; '.join(reasons)}")
     return found
 
 
@@ -87,7 +90,8 @@ def rich_table(runs: Mapping[str, dict]) -> Table:
     keys = list(COLUMNS) if alone else ["auroc", "auroc_verdict"]
     for name in runs:
         for key in keys:
-            table.add_column(Text(COLUMNS[key] if alone else f"{name if key == keys[0] else ''}\n{COLUMNS[key]}"), justify="right", no_wrap=True)
+            title = COLUMNS[key] if alone else f"{name if key == keys[0] else ''}\n{COLUMNS[key]}"
+            table.add_column(Text(title), justify="right", no_wrap=True)
     rows = table_rows(runs)
     for number, row in enumerate(rows):
         cells = [figure_text(row.records[name], key, with_interval=alone) for name in runs for key in keys]
@@ -122,4 +126,5 @@ def markdown_text(runs: Mapping[str, dict]) -> str:
                       *(figure_text(row.records[name], key, with_interval=alone) for name in runs for key in COLUMNS)])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     columns = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
-    return text + "\n\n" + "\n".join(f"- {note}" for note in [columns + "; in brackets the 95 % bootstrap interval" * alone, *notes(runs)]) + "\n"
+    listed = [columns + ("; in brackets the 95 % bootstrap interval" if alone else ""), *notes(runs)]
+    return text + "\n\n" + "\n".join(f"- {note}" for note in listed) + "\n"

@@ -162,20 +162,11 @@ def prepare_modes(network, gradient_checkpointing: bool) -> None:
 
 def check_data(config: TrainConfig, packed: Packed, facts: ModelFacts) -> list[str]:
     """The train clips. Raises ValueError where the packed data were made for another model, lack the variant, or hold no train clip."""
-    packed.dialogues.check(tokenizer_sha256=facts.tokenizer_sha256)
-    frames, dialogues = packed.frames.meta, packed.dialogues.meta
-    if (frames.height, frames.width) != (facts.image_size, facts.image_size):
-        raise ValueError(f"{config.data} holds frames of {frames.width} x {frames.height} pixels, model {config.model!r} needs "
-                         f"{facts.image_size} x {facts.image_size}: pack again with --model {config.model}")
-    if (dialogues.frames, dialogues.tokens_per_frame) != (frames.frames, facts.tokens_per_frame):
-        raise ValueError(f"{config.data}: dialogues were written for {dialogues.frames} frames of {dialogues.tokens_per_frame} tokens, there are "
-                         f"{frames.frames} frames of {facts.tokens_per_frame}: pack the dialogues again with --model {config.model}")
-    if config.variant not in dialogues.variants:
-        raise ValueError(f"{config.data} holds no dialogues of variant {config.variant!r}, only {', '.join(dialogues.variants)}: "
-                         f"pack again with --only dialogues --variants {config.variant}")
+    packed.check(facts.tokenizer_sha256, facts.image_size, facts.tokens_per_frame)
     clip_ids = packed.clip_ids(Split.TRAIN)
     if not clip_ids:
-        raise ValueError(f"{config.data} holds no clip of the train split: check split.json and frames/quarantine.jsonl")
+        raise ValueError(f"{config.data} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
+    packed.dialogues.row(clip_ids[0], config.variant)
     return clip_ids
 
 

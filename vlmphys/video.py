@@ -230,6 +230,6 @@ def _read_decord(path: Path, rule: str, frames: int, threads: int) -> DecodedCli
         video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads)
         wanted = frame_indices(len(video), frames, rule)
         return DecodedClip(video.get_batch(wanted).asnumpy(), wanted, float(video.get_avg_fps()), len(video))
-    except (decord.DECORDError, decord.DECORDLimitReachedError) as error:
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
         text = str(error).strip().splitlines()
         raise ReaderRefused(f"decord: {text[0] if text else 'refused the file'}") from error

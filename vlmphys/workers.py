@@ -11,6 +11,8 @@ from typing import Any, Callable, Iterator, Sequence
 
 # Tasks handed out ahead of the oldest unfinished one: results wait in memory for their turn, this bounds how many.
 AHEAD_PER_WORKER = 4
+STARTUP_LIMIT_SECONDS = 300.0
+READY = "ready"
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Lost:
 class _Worker:
     process: Any
     pipe: Connection
+    ready: bool = False
     task: int | None = None
     deadline: float = 0.0
 
@@ -85,14 +88,14 @@ class _Crew:
         return [worker for worker in self.workers if worker.task is None]
 
     def give(self, worker: _Worker, index: int, task: Any) -> None:
-        worker.task, worker.deadline = index, time.monotonic() + self.limit_seconds
+        worker.task, worker.deadline = index, time.monotonic() + (self.limit_seconds if worker.ready else STARTUP_LIMIT_SECONDS)
         try:
             worker.pipe.send(task)
         except BrokenPipeError:
             pass  # it died while idle: `collect` finds its end of the pipe closed, and says so
 
     def collect(self) -> list[tuple[int, Any]]:
-        """Results that are ready; waits for at least one, or for the first time limit."""
+        """Results that are ready, possibly none; waits for a message or for the first time limit."""
         busy = [worker for worker in self.workers if worker.task is not None]
         patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
         ready = set(wait([worker.pipe for worker in busy], timeout=patience))
@@ -100,16 +103,26 @@ class _Crew:
         for worker in busy:
             if worker.pipe in ready:
                 try:
-                    found.append((worker.task, worker.pipe.recv()))
-                    worker.task = None
+                    self._take(worker, found)
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
                     found.append((worker.task, Lost(f"the reader's process died (exit status {worker.process.exitcode})")))
                     self._replace(worker)
             elif time.monotonic() >= worker.deadline:
-                found.append((worker.task, Lost(f"the reader gave no answer in {self.limit_seconds:g} s")))
+                limit = self.limit_seconds if worker.ready else STARTUP_LIMIT_SECONDS
+                found.append((worker.task, Lost(f"the reader gave no answer in {limit:g} s")))
                 self._replace(worker)
         return found
+
+    def _take(self, worker: _Worker, found: list[tuple[int, Any]]) -> None:
+        """One message of a worker: that its imports are done, from when on its task's time counts, or its task's result."""
+        message = worker.pipe.recv()
+        if worker.ready:
+            found.append((worker.task, message))
+            worker.task = None
+        else:
+            assert message == READY
+            worker.ready, worker.deadline = True, time.monotonic() + self.limit_seconds
 
     def _replace(self, worker: _Worker) -> None:
         self._end(worker)
@@ -129,6 +142,7 @@ class _Crew:
 def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
     """A worker's life: it ends with the pipe, so that none outlives its parent, however that one ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipe.send(READY)
     while True:
         try:
             task = pipe.recv()

@@ -20,7 +20,8 @@ from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tok
 pytestmark = pytest.mark.parity
 
 FRAMES = 8
-CLIPS = [("fan", "stuck"), ("gear", "anomaly_free"), ("hinge", "falloff"), ("rubber_band", "crack"), ("ball", "train"), ("clip", "unable_press")]
+CLIPS = [("fan", "stuck"), ("gear", "anomaly_free"), ("hinge", "falloff"), ("rubber_band", "crack"), ("ball", "train"),
+         ("clip", "unable_press")]
 
 
 @pytest.fixture(scope="module", params=[270, 1000], ids=["verdicts in pieces", "verdicts whole"])
@@ -28,7 +29,8 @@ def model(request, tmp_path_factory):
     """A random model and its tokenizer; the smaller vocabulary splits the two verdicts into unequal numbers of tokens."""
     folder: Path = tmp_path_factory.mktemp("model")
     tokenizer = train_tokenizer(all_texts(load_priors(known_categories())), vocab_size=request.param)
-    config = tiny_config(len(tokenizer), image_size=32, vision_hidden=32, vision_layers=3, text_hidden=64, text_layers=3, max_positions=2048)
+    config = tiny_config(len(tokenizer), image_size=32, vision_hidden=32, vision_layers=3, text_hidden=64, text_layers=3,
+                         max_positions=2048)
     network = build_random(config, seed=1)
     with torch.no_grad():  # wider weights: the scores then differ from clip to clip by far more than the tolerance
         for name, weight in network.named_parameters():
@@ -87,7 +89,8 @@ def test_scores_equal_uncached_log_probabilities(model, variant):
                                  tokenizer.eos_token_id, Explain.NONE)
         assert all(clip.generated is None for clip in found)
         np.testing.assert_allclose([[clip.log_normal, clip.log_anomalous] for clip in found], expected, atol=1e-4, rtol=0)
-        np.testing.assert_allclose([clip.score for clip in found], [anomalous - normal for normal, anomalous in expected], atol=1e-4, rtol=0)
+        odds = [anomalous - normal for normal, anomalous in expected]
+        np.testing.assert_allclose([clip.score for clip in found], odds, atol=1e-4, rtol=0)
 
 
 def with_early_end(network, tokens: list[list[int]], eos: int):
@@ -146,7 +149,7 @@ def test_the_tower_sees_each_clip_once(model):
     seen: list[int] = []
     handle = network.model.video_tower.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     try:
-        judge_batch(network, facts, prompts, frames, verdict_continuations(tokenizer), tokenizer.eos_token_id, Explain.ALL, max_new_tokens=4)
+        judge_batch(network, facts, prompts, frames, verdict_continuations(tokenizer), tokenizer.eos_token_id, max_new_tokens=4)
     finally:
         handle.remove()
     assert sum(seen) == len(prompts) * FRAMES

@@ -75,6 +75,8 @@ def test_two_writers_and_other_files_are_refused(tmp_path):
             PredictionWriter(path, IDENTITY, Explain.NONE)
     with pytest.raises(ValueError, match="is a folder"):
         PredictionWriter(tmp_path, IDENTITY, Explain.NONE)
+    with pytest.raises(ValueError, match="cannot be written"):
+        PredictionWriter(path / "below_a_file" / "p.jsonl", IDENTITY, Explain.NONE)
     other = tmp_path / "notes.txt"
     other.write_text("hello\n")
     with pytest.raises(ValueError, match="notes.txt:1: no JSON"):
@@ -101,7 +103,8 @@ def test_csv_and_jsonl_of_any_program(tmp_path):
     table.write_text("\ufeffclip_id,label,score\nfan/test/stuck/1,1,0.9\ngear/test/anomaly_free/2,0,\nfan/a,0.0,1e-3\n")
     lines = tmp_path / "scores.jsonl"
     lines.write_text('{"clip_id": "fan/test/stuck/1", "label": true, "score": "0.9"}\n\n'
-                     '{"clip_id": "gear/test/anomaly_free/2", "label": 0, "score": NaN}\n{"clip_id": "fan/a", "label": 0, "score": 0.001}\n')
+                     '{"clip_id": "gear/test/anomaly_free/2", "label": 0, "score": NaN}\n'
+                     '{"clip_id": "fan/a", "label": 0, "score": 0.001}\n')
     for path in (table, lines):
         read = read_predictions(path)
         assert read.categories == ["fan", "gear", "fan"] and read.states == ["stuck", "anomaly_free", ""]
@@ -118,7 +121,8 @@ def test_csv_and_jsonl_of_any_program(tmp_path):
     (['{"clip_id": "fan/1", "label": 1, "score": [1]}'], r":1: score \[1\] is no number"),
     (['{"clip_id": "fan/1", "label": 1, "score": true}'], ":1: score True is no number"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1, "verdict": "yes"}'], ":1: verdict 'yes': normal, anomalous, unparsed"),
-    (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 1}'], ":3: clip 'fan/1' stands already in line 1"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 1}'],
+     ":3: clip 'fan/1' stands already in line 1"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', '{"clip_id": "fan/2", "lab'], ":2: no JSON"),
     (["[1, 2]"], ":1: one JSON object a line is expected, not a list"),
     ([""], "holds no predictions"),

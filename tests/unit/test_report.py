@@ -67,8 +67,8 @@ def scored(tmp_path):
                 for clip in range(20):
                     label = clip % 2
                     stream.write(json.dumps({
-                        "clip_id": f"{category}/test/{'stuck<i>' if label else 'anomaly_free'}/{clip}", "label": label, "category": category,
-                        "score": float(generator.normal() + label), "explanation": NASTY if clip % 3 else None}) + "\n")
+                        "clip_id": f"{category}/test/{'stuck<i>' if label else 'anomaly_free'}/{clip}", "label": label,
+                        "category": category, "score": float(generator.normal() + label), "explanation": NASTY if clip % 3 else None}) + "\n")
         return read_predictions(tmp_path / f"{name}.jsonl")
     predictions = {"one": read("one", 0), "<b>two": read("two", 1)}
     return {name: score_predictions(table) for name, table in predictions.items()}, predictions
@@ -134,7 +134,8 @@ def test_picks_are_the_surest_right_and_wrong_and_the_most_uncertain(scored):
     alarm = max((row for row in fan if table.labels_N[row] == 0 and table.scores_N[row] >= 0), key=lambda row: table.scores_N[row])
     unsure = min(fan, key=lambda row: abs(table.scores_N[row]))
     kinds = {pick.clip_id: pick.kinds for pick in picks}
-    assert "right" in kinds[table.clip_ids[surest]] and "false alarm" in kinds[table.clip_ids[alarm]] and "uncertain" in kinds[table.clip_ids[unsure]]
+    for row, kind in ((surest, "right"), (alarm, "false alarm"), (unsure, "uncertain")):
+        assert kind in kinds[table.clip_ids[row]]
     assert len([pick for pick in picks if pick.category == "fan"]) <= 5
 
 
@@ -155,7 +156,8 @@ def test_film_strips_are_the_frames(scored):
 
 def test_undefined_figures_and_missing_scores_do_not_break_the_page(tmp_path):
     path = tmp_path / "p.jsonl"
-    path.write_text('{"clip_id": "fan/test/stuck/1", "label": 1, "score": null}\n{"clip_id": "gear/test/stuck/1", "label": 1, "score": 2.0, "verdict": "unparsed"}\n')
+    path.write_text('{"clip_id": "fan/test/stuck/1", "label": 1, "score": null}\n'
+                    '{"clip_id": "gear/test/stuck/1", "label": 1, "score": 2.0, "verdict": "unparsed"}\n')
     table = read_predictions(path)
     runs = {"p": score_predictions(table)}
     text = " ".join(Page(write_html(runs, {"p": table})).text)
@@ -179,7 +181,8 @@ def test_losses_by_turn_are_shown(tmp_path, scored):
     (tmp_path / "run").mkdir()
     assert last_losses(tmp_path / "run") is None
     (tmp_path / "run" / "metrics.jsonl").write_text(
-        '{"step": 10, "loss": 2.0}\n{"step": 20, "loss": 0.5123, "loss_turn_1": 0.01, "loss_turn_4": 0.25, "verdict_loss": null}\n{"step": 30, "lo')
+        '{"step": 10, "loss": 2.0}\n'
+        '{"step": 20, "loss": 0.5123, "loss_turn_1": 0.01, "loss_turn_4": 0.25, "verdict_loss": null}\n{"step": 30, "lo')
     row = last_losses(tmp_path / "run")
     assert row["step"] == 20
     html = write_html(runs, predictions, losses={"multi_turn": row})

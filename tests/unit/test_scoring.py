@@ -120,7 +120,8 @@ def test_the_threshold_says_where_it_comes_from(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("clip_id,label,score\nfan/1,0,0.4\nfan/2,1,0.6\n")
     scores = scored(path)
-    assert scores["threshold"] == {"value": 0.5, "rule": "0.5: all scores lie in [0, 1]"} and scores["per_category"]["fan"]["accuracy"] == 1.0
+    assert scores["threshold"] == {"value": 0.5, "rule": "0.5: all scores lie in [0, 1]"}
+    assert scores["per_category"]["fan"]["accuracy"] == 1.0
     path.write_text("clip_id,label,score\nfan/1,0,-0.4\nfan/2,1,0.2\n")
     assert scored(path)["threshold"]["value"] == 0.0
     path.write_text("clip_id,label,score,data_fingerprint\nfan/1,0,0.1,abc\nfan/2,1,0.2,abc\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.model import as_encoder_outputs
@@ -18,10 +19,12 @@ from vlmphys.pretrain.questions import LENGTH_QUESTIONS, TURN_QUESTIONS, vocabul
 from vlmphys.pretrain.tower import frame_features, train_tower
 from vlmphys.priors import Prior, load_priors
 from vlmphys.prompts import QUESTIONS, all_texts, spoken
+from vlmphys.records import sha256_text
 from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tokenizer
 
 NUMBER_QUESTIONS = ("trace", "steps", "fastest", "far", "end")
 CHECK_CLIPS = 320
+SNAPSHOT_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,25 @@ class BuildConfig:
     tower_steps: int = 3000
     tower_batch: int = 128
     language_clips: int = 24000
-    language_steps: int = 6000
-    language_batch: int = 16
-    learning_rate: float = 1.5e-3
+    language_steps: int = 12000
+    language_batch: int = 8
+    tower_rate: float = 1.5e-3
+    language_rate: float = 1.2e-3
 
 
-def build_tiny_base(out: Path, config: BuildConfig) -> None:
-    """Run the build and write a Hugging Face folder with a card; nothing is written before both stages are done."""
+def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
+    """Run the build and write a Hugging Face folder with a card into `out`, once both stages are done.
+
+    `work` keeps the tower, which a second run of the same settings takes up, and snapshots of the language stage, to look at its curve.
+    """
     console, started = Console(), time.monotonic()
     categories = known_mechanisms()
     priors, parts_of = load_priors(categories), {category: load_mechanism(category).PARTS for category in categories}
     tokenizer = train_tokenizer(all_texts(priors) + vocabulary(categories, parts_of), config.vocab_size)
+    torch.set_num_threads(config.workers)
     network = build_random(tiny_config(len(tokenizer), config.image_size, vision_hidden=config.vision_hidden, vision_layers=config.vision_layers,
                                        text_hidden=config.text_hidden, text_layers=config.text_layers), config.seed)
+    network.set_attn_implementation("eager")  # on a CPU the faster one at this length
     tower = network.model.video_tower
 
     def simulate(clips: int, stage: str) -> Pool:
@@ -73,15 +82,29 @@ def build_tiny_base(out: Path, config: BuildConfig) -> None:
     turns_CP = np.zeros((len(categories), MAX_PARTS), bool)
     for row, category in enumerate(categories):
         turns_CP[row, :len(parts_of[category])] = [part.is_turn for part in parts_of[category]]
-    pool = simulate(config.tower_clips, "tower")
-    train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.learning_rate, config.seed, reporter("tower", config.tower_steps))
+    work.mkdir(parents=True, exist_ok=True)
+    saved_tower = work / f"tower-{sha256_text(str(config))[:12]}.safetensors"
+    if saved_tower.exists():
+        console.print(f"tower: taken from {saved_tower}")
+        tower.load_state_dict(load_file(saved_tower))
+        tower.eval()
+    else:
+        pool = simulate(config.tower_clips, "tower")
+        train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.tower_rate, config.seed, reporter("tower", config.tower_steps))
+        save_file(tower.state_dict(), saved_tower)
 
     pool = simulate(config.language_clips, "language")
     features = frame_features(tower, pool.frames_NTHWC)
     tokens_per_frame = (config.image_size // network.config.vision_config.patch_size) ** 2 + 1
     writer = DialogueWriter(tokenizer, spoken_sentences(priors), FRAMES * tokens_per_frame, network.config.video_token_id)
-    train_language(network, writer, pool, features, config.language_steps, config.language_batch, config.learning_rate, config.seed,
-                   reporter("language", config.language_steps))
+    report = reporter("language", config.language_steps)
+
+    def report_and_keep(step: int, figures: dict[str, float]) -> None:
+        report(step, figures)
+        if (step + 1) % SNAPSHOT_STEPS == 0:
+            save_model_folder(network, tokenizer, work / f"step_{step + 1}")
+
+    train_language(network, writer, pool, features, config.language_steps, config.language_batch, config.language_rate, config.seed, report_and_keep)
     check = simulate(CHECK_CLIPS, "check")
     table = check_answers(network, writer, check, frame_features(tower, check.frames_NTHWC), np.random.default_rng(config.seed))
     save_model_folder(network.to(torch.float16), tokenizer, out)

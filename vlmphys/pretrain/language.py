@@ -23,7 +23,8 @@ from vlmphys.pretrain.questions import Turn, motion_turns
 from vlmphys.pretrain.tower import cosine_rate
 
 IGNORE = -100
-TURNS_PER_CLIP = 4
+TURNS_PER_CLIP = 8
+NUMBERS_SHARE = 0.35  # of the steps, at the start, ask for places and steps alone
 
 
 class DialogueWriter:
@@ -61,13 +62,13 @@ def train_language(network, writer: DialogueWriter, pool: Pool, features_NVD: to
     """Train projector, language model and head in place; the tower stays as it is."""
     torch.manual_seed(seed)
     parameters = [p for name, p in network.named_parameters() if "video_tower" not in name]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(seed)
     parts_of = [load_mechanism(category).PARTS for category in pool.categories]
     network.train()
     for step in range(steps):
         picks = rng.integers(len(pool.category_N), size=batch)
-        dialogues = [writer.write(dialogue_turns(rng, writer, pool, parts_of, int(clip))) for clip in picks]
+        dialogues = [writer.write(dialogue_turns(rng, writer, pool, parts_of, int(clip), step < NUMBERS_SHARE * steps)) for clip in picks]
         loss = dialogue_loss(network, dialogues, features_NVD[picks])
         for group in optimizer.param_groups:
             group["lr"] = cosine_rate(step, steps, learning_rate)
@@ -79,11 +80,11 @@ def train_language(network, writer: DialogueWriter, pool: Pool, features_NVD: to
     network.eval()
 
 
-def dialogue_turns(rng: np.random.Generator, writer: DialogueWriter, pool: Pool, parts_of: list, clip: int) -> list[Turn]:
+def dialogue_turns(rng: np.random.Generator, writer: DialogueWriter, pool: Pool, parts_of: list, clip: int, only_numbers: bool) -> list[Turn]:
     """Questions about one clip, in half of the dialogues followed by words to repeat."""
     category = int(pool.category_N[clip])
     parts = parts_of[category]
-    turns = motion_turns(rng, pool.categories[category], parts, pool.places_NTP[clip, :, :len(parts)], TURNS_PER_CLIP)
+    turns = motion_turns(rng, pool.categories[category], parts, pool.places_NTP[clip, :, :len(parts)], TURNS_PER_CLIP, only_numbers)
     if rng.random() < 0.5:
         turns.append(writer.words_turn(rng))
     return turns

@@ -40,22 +40,25 @@ def part_place(part, value: np.ndarray) -> np.ndarray:
 
 
 def build_pool(categories: list[str], clips: int, image_size: int, seed: int | str, workers: int, appearance: str = "physad") -> Pool:
-    """Simulate `clips` clips, spread evenly over categories and, within one, half sound and half with a fault.
+    """Simulate `clips` clips: half of them sound and half with a fault, categories in turn, those with turning parts twice.
 
+    Turning parts come more often because they are the hardest to read: a step is a difference modulo a full turn.
     The seeds live in a name space of their own ("tiny-base"), so that no clip of a benchmark, of any seed, is among them.
     """
-    jobs = [(categories, index, image_size, seed, appearance) for index in range(clips)]
+    turning = [category for category in categories if any(part.is_turn for part in load_mechanism(category).PARTS)]
+    cycle = [*categories, *turning]
+    category_of = [cycle[index % len(cycle)] for index in range(clips)]
+    jobs = [(category, index, image_size, seed, appearance) for index, category in enumerate(category_of)]
     frames = np.empty((clips, FRAMES, image_size, image_size, 3), np.uint8)
     places = np.full((clips, FRAMES, MAX_PARTS), np.nan, np.float32)
     with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
         for index, (picture, place) in enumerate(processes.imap(_one_clip, jobs, chunksize=64)):
             frames[index], places[index, :, :place.shape[1]] = picture, place
-    return Pool(categories, np.arange(clips) % len(categories), frames, places)
+    return Pool(categories, np.array([categories.index(category) for category in category_of]), frames, places)
 
 
 def _one_clip(job) -> tuple[np.ndarray, np.ndarray]:
-    categories, index, image_size, seed, appearance = job
-    category = categories[index % len(categories)]
+    category, index, image_size, seed, appearance = job
     mechanism = load_mechanism(category)
     rng = np.random.default_rng(stable_int("tiny-base", seed, category, index))
     state = "anomaly_free" if rng.random() < 0.5 else str(rng.choice(mechanism.ANOMALIES))

@@ -22,12 +22,19 @@ STEADY_SPREAD, UNEVEN_SPREAD = 0.18, 0.3
 Turn = tuple[str, str]
 
 
-def motion_turns(rng: np.random.Generator, category: str, parts: tuple[Part, ...], places_TP: np.ndarray, count: int) -> list[Turn]:
-    """`count` questions about one clip with their answers, drawn by lot. `places_TP` holds shares in [0, 1], one column a part."""
+def motion_turns(rng: np.random.Generator, category: str, parts: tuple[Part, ...], places_TP: np.ndarray, count: int, only_numbers: bool = False) -> list[Turn]:
+    """`count` questions about one clip with their answers, drawn by lot. `places_TP` holds shares in [0, 1], one column a part.
+
+    `only_numbers` asks for places and steps alone, eight numbers at a time: what all other answers are made of.
+    """
     turns = []
     while len(turns) < count:
         kind = rng.random()
-        if kind < 0.06:
+        if only_numbers:
+            index = int(rng.integers(len(parts)))
+            ask = trace if kind < 0.5 else steps
+            turns.append((ask.__doc__.format(part=parts[index].name), ask(parts[index], places_TP[:, index])))
+        elif kind < 0.06:
             turns.append(("What is shown?", f"A {category.replace('_', ' ')}."))
         elif kind < 0.18:
             turns.append(("Which parts move?", moving_parts(parts, places_TP)))
@@ -141,7 +148,7 @@ LENGTH_QUESTIONS = (trace, steps, moves, far, back, shake, end)
 
 def vocabulary(categories: list[str], parts_of: dict[str, tuple[Part, ...]]) -> list[str]:
     """Texts that hold every word of the questions and answers, for training the tokenizer."""
-    texts = [" ".join(str(number) for number in range(BINS + 1)) for _ in range(20)]
+    texts = ["".join(f" {number}" for number in range(BINS + 1))] * 20
     words = ["At no time.", "All the time.", "Part of the time, 3 steps.", "It rests.", "It stops.", "It is steady.", "It is uneven.", "To the right.",
              "To the left.", "It does not move.", "It comes back.", "It stays away.", "It shakes.", "It does not shake.", "None.",
              "What is shown?", "Which parts move?", "Say:"]

@@ -22,20 +22,22 @@ FEATURE_LAYER = -2
 
 
 class StateHeads(nn.Module):
-    """Category and the bin of every part's place, read from one frame's tokens (B x tokens x D)."""
+    """Category and the bin of every part's place, read from one frame's tokens (B x tokens x D).
+
+    The n-th part of every category shares one head: its place then stands in the same directions of the features for all
+    mechanisms, which leaves the language model four maps to learn and not one for each part of each category.
+    """
 
     def __init__(self, hidden: int, categories: int):
         super().__init__()
         self.category = nn.Linear(2 * hidden, categories)
-        self.from_class = nn.Linear(hidden, categories * MAX_PARTS * BINS)
-        self.from_patches = nn.Linear(hidden, categories * MAX_PARTS * BINS)
-        self.categories = categories
+        self.from_class = nn.Linear(hidden, MAX_PARTS * BINS)
+        self.from_patches = nn.Linear(hidden, MAX_PARTS * BINS)
 
-    def forward(self, tokens: torch.Tensor, category_B: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Category logits B x categories, and two B x MAX_PARTS x BINS place logits for the true category's parts."""
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Category logits B x categories, and two times place logits B x MAX_PARTS x BINS."""
         classes, patches = tokens[:, 0], tokens[:, 1:].mean(1)
-        rows = torch.arange(len(tokens))
-        places = [head(x).view(-1, self.categories, MAX_PARTS, BINS)[rows, category_B] for head, x in ((self.from_class, classes), (self.from_patches, patches))]
+        places = [head(x).unflatten(-1, (MAX_PARTS, BINS)) for head, x in ((self.from_class, classes), (self.from_patches, patches))]
         return self.category(torch.cat([classes, patches], -1)), places
 
 
@@ -61,7 +63,7 @@ def train_tower(tower: nn.Module, pool: Pool, turns_CP: np.ndarray, steps: int, 
     torch.manual_seed(seed)
     heads = StateHeads(tower.config.hidden_size, len(pool.categories))
     parameters = [*tower.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
     rng = np.random.default_rng(seed)
     tower.train()
     for step in range(steps):
@@ -86,7 +88,7 @@ def _losses(tower, heads, pool: Pool, turns_CP: np.ndarray, clips: np.ndarray, f
     is_turn = torch.from_numpy(turns_CP[pool.category_N[clips]])
     with torch.autocast("cpu", torch.bfloat16):
         tokens = tower(pixels, output_hidden_states=True).hidden_states[FEATURE_LAYER]
-        category_logits, place_logits = heads(tokens, category)
+        category_logits, place_logits = heads(tokens)
     target = soft_bins(places.nan_to_num(), is_turn)
     losses = {"category": F.cross_entropy(category_logits.float(), category)}
     exact = {}

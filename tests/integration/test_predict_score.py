@@ -1,0 +1,248 @@
+"""launch/predict.py and launch/score.py through their commands: rows, resume, refusals, and a scorer without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.integration
+
+TEST_CLIPS = 14
+NO_TORCH = """
+import runpy, sys
+try:
+    runpy.run_path("launch/score.py", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0, end.code
+heavy = sorted({"torch", "transformers", "deepspeed", "peft", "sklearn"} & set(sys.modules))
+assert not heavy, f"the scorer imported {heavy}"
+"""
+
+
+def run(repository: Path, *arguments: object, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=repository, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, "COLUMNS": "160"})
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def call(monkeypatch, repository: Path, script: str, *arguments: object) -> int:
+    """The command's own main, in this process: starting torch anew for every refusal would take minutes."""
+    spec = importlib.util.spec_from_file_location(script, repository / "launch" / f"{script}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    return module.main()
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory, repository, tiny_model_folder, packed_folder) -> Path:
+    """The untrained model's rows for the test clips, by the real command."""
+    out = tmp_path_factory.mktemp("predicted") / "deep" / "predictions.jsonl"
+    run(repository, "launch/predict.py", "--model", tiny_model_folder, "--variant", "multi_turn", "--data", packed_folder,
+        "--split", "test", "--out", out, "--max-new-tokens", 12)
+    return out
+
+
+def test_every_test_clip_has_a_whole_row(predicted, packed_folder):
+    from vlmphys.records import Split
+    from vlmphys.shards import open_packed
+    packed = open_packed(packed_folder)
+    rows = rows_of(predicted)
+    assert [row["clip_id"] for row in rows] == packed.clip_ids(Split.TEST) and len(rows) == TEST_CLIPS
+    assert {row["label"] for row in rows} == {0, 1} and len({row["score"] for row in rows}) > 1
+    for row in rows:
+        assert row["data_fingerprint"] == packed.fingerprint and (row["variant"], row["grounding"]) == ("multi_turn", "prior")
+        assert row["verdict"] == ("anomalous" if row["score"] >= 0 else "normal")
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"])))
+        assert len(row["answers"]) == 4 and row["answers"][3].startswith(f"Verdict: {row['verdict'].capitalize()}")
+        assert row["explanation"] and row["explanation"] in row["answers"][3]
+
+
+def test_the_given_answers_are_the_priors(predicted):
+    from vlmphys.priors import load_prior
+    for row in rows_of(predicted):
+        prior = load_prior(row["category"])
+        assert row["answers"][:3] == [prior.component, prior.dynamic, prior.motion]
+
+
+def test_batches_of_one_give_the_same_rows(monkeypatch, repository, tmp_path, predicted, tiny_model_folder, packed_folder):
+    out = tmp_path / "one.jsonl"
+    assert call(monkeypatch, repository, "predict", "--model", tiny_model_folder, "--variant", "multi_turn", "--data", packed_folder,
+                "--out", out, "--max-new-tokens", 12, "--batch-size", 1) == 0
+    for one, many in zip(rows_of(out), rows_of(predicted), strict=True):
+        assert one["score"] == pytest.approx(many["score"], abs=1e-4) and one["probability"] == pytest.approx(many["probability"], abs=1e-4)
+        assert {key: value for key, value in one.items() if key not in ("score", "probability")} == \
+            {key: value for key, value in many.items() if key not in ("score", "probability")}
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_changes_nothing(monkeypatch, repository, tmp_path, predicted, tiny_model_folder,
+                                                                        packed_folder):
+    out = tmp_path / "resumed.jsonl"
+    whole = predicted.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    command = ["--model", tiny_model_folder, "--variant", "multi_turn", "--data", packed_folder, "--out", out, "--max-new-tokens", 12]
+    assert call(monkeypatch, repository, "predict", *command) == 0
+    assert out.read_bytes().startswith(b"".join(lines[:5])), "rows that stood there are kept as they were"
+    assert [row["clip_id"] for row in rows_of(out)] == [row["clip_id"] for row in rows_of(predicted)]
+    before = out.read_bytes()
+    monkeypatch.setattr("vlmphys.predict.load_model", lambda *_: pytest.fail("nothing is left to predict: the weights are not needed"))
+    assert call(monkeypatch, repository, "predict", *command) == 0
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("variant, answers, grounding", [("single_turn", 1, "prior"), ("no_physics", 1, "none")])
+def test_the_other_variants(monkeypatch, repository, tmp_path, tiny_model_folder, packed_folder, variant, answers, grounding):
+    out = tmp_path / f"{variant}.jsonl"
+    assert call(monkeypatch, repository, "predict", "--model", tiny_model_folder, "--variant", variant, "--data", packed_folder,
+                "--out", out, "--explain", "none", "--max-clips", 4) == 0
+    rows = rows_of(out)
+    assert len(rows) == 4 and {row["category"] for row in rows} == {"fan", "hinge"}
+    for row in rows:
+        assert row["explanation"] is None and row["grounding"] == grounding and len(row["answers"]) == answers
+        assert row["answers"][0].endswith(f"Verdict: {row['verdict'].capitalize()}")
+        assert (row["answers"][0] == f"Verdict: {row['verdict'].capitalize()}") == (variant == "no_physics")
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_tuned_run_is_predicted(monkeypatch, repository, tmp_path, tiny_model_folder, packed_folder, predicted, capsys, tune):
+    folder, out = tmp_path / "tuned", tmp_path / "tuned" / "predictions.jsonl"
+    run(repository, "launch/train.py", "--data", packed_folder, "--model", tiny_model_folder, "--variant", "multi_turn", "--out", folder,
+        "--set", "engine=plain", "max_steps=3", "learning_rate=0.05", "per_device_train_batch_size=4", f"tune={tune}")
+    command = ["--run", folder, "--data", packed_folder, "--out", out, "--max-new-tokens", 4]
+    assert call(monkeypatch, repository, "predict", *command) == 0
+    rows = rows_of(out)
+    assert len(rows) == TEST_CLIPS and rows[0]["model"].startswith("tuned@")
+    moved = [abs(new["score"] - old["score"]) for new, old in zip(rows, rows_of(predicted))]
+    assert max(moved) > 1e-3, "the tuned weights must be those in use"
+    capsys.readouterr()
+    assert call(monkeypatch, repository, "predict", *command, "--variant", "no_physics") == 2
+    assert "was trained on multi_turn" in capsys.readouterr().err
+    assert call(monkeypatch, repository, "score", "--predictions", out, "--out", tmp_path / "scores") == 0
+    assert "Training loss by turn" in (tmp_path / "scores" / "report.html").read_text()
+
+
+def refusals(tmp_path: Path, model: Path, packed: Path, predicted: Path) -> dict[str, tuple[list, str]]:
+    """Bad command lines of predict.py with a part of the one sentence that each must give."""
+    foreign = tmp_path / "foreign"
+    shutil.copytree(model, foreign)
+    (foreign / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    other_words = tmp_path / "other_words"
+    shutil.copytree(model, other_words)
+    tokenizer = json.loads((other_words / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-1]
+    (other_words / "tokenizer.json").write_text(json.dumps(tokenizer))
+    no_train = tmp_path / "empty_side"
+    shutil.copytree(packed, no_train)
+    split = json.loads((no_train / "split.json").read_text())
+    split["clips"] = {clip_id: "train" if side == "val" else side for clip_id, side in split["clips"].items()}
+    (no_train / "split.json").write_text(json.dumps(split))
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_text("variant: multi_turn\n")
+    given, data = ["--model", model, "--variant", "multi_turn"], ["--data", packed]
+    return {
+        "no model": (data, "give --run FOLDER for a tuned model, or --model"),
+        "no variant": (["--model", model, *data], "--model needs --variant"),
+        "no such run": (["--run", tmp_path / "none", *data], "is no run folder"),
+        "unfinished run": (["--run", unfinished, *data], "has no model yet"),
+        "no such data": ([*given, "--data", tmp_path / "none"], "no such folder"),
+        "no such model": (["--model", tmp_path / "none", "--variant", "multi_turn", *data], "is no folder"),
+        "not Video-LLaVA": (["--model", foreign, "--variant", "multi_turn", *data], "only Video-LLaVA"),
+        "another tokenizer": (["--model", other_words, "--variant", "multi_turn", *data], "tokenizer_sha256"),
+        "empty side": ([*given, "--data", no_train, "--split", "val"], "holds no packed clip on the side 'val'"),
+        "batch of none": ([*given, *data, "--batch-size", 0], "must be at least 1"),
+        "no clips asked for": ([*given, *data, "--max-clips", 0], "at least 1 is needed"),
+        "another variant's file": (["--model", model, "--variant", "no_physics", *data, "--out", predicted],
+                                   "was predicted with variant 'multi_turn'"),
+    }
+
+
+def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(monkeypatch, repository, tmp_path, tiny_model_folder, packed_folder,
+                                                                     predicted, capsys):
+    before = predicted.read_bytes()
+    for name, (arguments, message) in refusals(tmp_path, tiny_model_folder, packed_folder, predicted).items():
+        out = tmp_path / "out" / "predictions.jsonl"
+        target = [] if "--out" in arguments else ["--out", out]
+        assert call(monkeypatch, repository, "predict", *arguments, *target) == 2, name
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and message in error, f"{name}: {error}"
+        assert not out.parent.exists(), name
+    assert predicted.read_bytes() == before
+
+
+def test_score_writes_its_three_files_without_torch(repository, tmp_path, predicted, packed_folder):
+    out = tmp_path / "scores"
+    done = run(repository, "-c", NO_TORCH, "--predictions", predicted, "--data", packed_folder, "--out", out)
+    assert "mean of 2" in done.stdout and str(out / "report.html") in done.stdout.replace("\n", "")
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "scores.json", "table.md"]
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["protocol"] == "weak" and set(scores["per_category"]) == {"fan", "hinge"} and scores["average_21"]["auroc"] is None
+    assert scores["fingerprints"]["split"] and scores["fingerprints"]["data"] == rows_of(predicted)[0]["data_fingerprint"]
+    assert not [warning for warning in scores["warnings"] if "split" in warning]
+    page = (out / "report.html").read_text()
+    assert page.count('<img class="strip"') == page.count("<article") > 3 and "Reference: Verdict:" in page
+
+
+def test_score_puts_several_files_side_by_side(repository, tmp_path, predicted):
+    out = tmp_path / "scores"
+    done = run(repository, "launch/score.py", "--predictions", f"base={predicted}", f"again={predicted}", "--out", out)
+    assert "base" in done.stdout and "again" in done.stdout
+    runs = json.loads((out / "scores.json").read_text())["runs"]
+    assert list(runs) == ["base", "again"] and runs["base"] == runs["again"]
+
+
+def test_score_reads_a_bare_csv_and_labels_from_elsewhere(repository, tmp_path):
+    table, labels = tmp_path / "scores.csv", tmp_path / "labels.csv"
+    table.write_text("clip_id,score\n" + "".join(f"fan/{number},{number / 10}\n" for number in range(10)))
+    labels.write_text("clip_id,label\n" + "".join(f"fan/{number},{int(number > 4)}\n" for number in range(10)))
+    run(repository, "launch/score.py", "--predictions", table, "--labels", labels, "--out", tmp_path / "out")
+    fan = json.loads((tmp_path / "out" / "scores.json").read_text())["per_category"]["fan"]
+    assert fan["auroc"] == fan["ap"] == fan["accuracy"] == 1.0
+
+
+def test_score_refuses_bad_input_and_writes_nothing(monkeypatch, repository, tmp_path, capsys):
+    good, bare = tmp_path / "good.csv", tmp_path / "bare.csv"
+    good.write_text("clip_id,label,score\nfan/1,1,0.5\nfan/2,0,0.1\n")
+    bare.write_text("clip_id,score\nfan/1,0.5\n")
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+            (["--predictions", bare],
+             "bare.csv:2: clip 'fan/1' has no label: add a label column (0 normal, 1 anomalous), or give --labels FILE"),
+            (["--predictions", tmp_path / "none.jsonl"], "no such predictions file"),
+            (["--predictions", good, good], "are named"),
+            (["--predictions", good, "--data", tmp_path / "none"], "none"),
+            (["--predictions", good, "--run", tmp_path / "none"], "no such run folder"),
+            (["--predictions", good, "--labels", bare], "bare.csv:2: clip 'fan/1' has no label"),
+            (["--predictions", good, "--priors", tmp_path / "none"], "priors folder"),
+            (["--predictions", good, "--out", tmp_path / "file"], "is a file")):
+        target = [] if "--out" in arguments else ["--out", tmp_path / "out"]
+        assert call(monkeypatch, repository, "score", *arguments, *target) == 2, arguments
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("error: ") and message in error and "\n" not in error, error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_category_with_one_class_is_null_with_a_reason(monkeypatch, repository, tmp_path):
+    table = tmp_path / "one.csv"
+    table.write_text("clip_id,label,score\nfan/test/stuck/1,1,0.5\nfan/test/stuck/2,1,0.1\ngear/a/1,0,0.1\ngear/b/1,1,0.4\n")
+    assert call(monkeypatch, repository, "score", "--predictions", table, "--out", tmp_path / "out") == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    fan = scores["per_category"]["fan"]
+    assert fan["auroc"] is None and "one class only: 2 anomalous and 0 normal" in fan["reasons"]["auroc"]
+    assert scores["average"]["auroc"] == 1.0 and scores["average"]["left_out"]["auroc"] == ["fan"]

@@ -1,0 +1,85 @@
+"""The simulated bench as files: layout, resumption, refusal of folders that are not its own."""
+
+from __future__ import annotations
+
+import json
+
+import av
+import numpy as np
+import pytest
+
+from vlmphys.simulation import SimulationConfig, encode_h264, plan_clips, simulate_bench, write_clip
+
+pytestmark = pytest.mark.unit
+
+
+def small(categories: str = "rubber_band", **changes) -> SimulationConfig:
+    settings = {"clips_per_state": 1, "train_clips": 2, "size": 32, "appearance": "physad", "seed": 0} | changes
+    return SimulationConfig.create(categories, **settings)
+
+
+def test_the_plan_holds_every_folder_of_the_layout(tmp_path):
+    jobs = plan_clips(tmp_path, small("fan,ball", clips_per_state=3, train_clips=None))
+    folders = {}
+    for job in jobs:
+        folders[job.path.parent.relative_to(tmp_path).as_posix()] = folders.get(job.path.parent.relative_to(tmp_path).as_posix(), 0) + 1
+    assert folders == {"fan/train": 6, "fan/test/anomaly_free": 3, "fan/test/stuck": 3, "fan/test/uneven": 3, "fan/test/vibrate": 3,
+                       "ball/train": 6, "ball/test/anomaly_free": 3, "ball/test/leak": 3, "ball/test/unfull": 3}
+    assert len({job.seed for job in jobs}) == len(jobs) == 33
+    assert not {job.seed for job in jobs} & {job.seed for job in plan_clips(tmp_path, small("fan,ball", clips_per_state=3, seed=1))}
+
+
+def test_a_clip_is_h264_at_60_fps_of_the_published_length_with_its_truth_beside_it(tmp_path):
+    job = plan_clips(tmp_path, small())[-1]
+    assert write_clip(job) == 180
+    with av.open(str(job.path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.average_rate, stream.width, stream.height) == ("h264", 60, 32, 32)
+        assert sum(1 for _ in container.decode(video=0)) == 180
+    truth = json.loads(job.path.with_suffix(".json").read_text())
+    assert truth["state"] == "crack" and truth["seed"] == job.seed
+    assert {len(values) for values in truth["trajectory"].values()} == {180}
+    start, end = truth["fault_span_seconds"]
+    assert 0 < start < end == 3.0
+
+
+def test_a_second_run_writes_only_what_is_missing(tmp_path, capsys):
+    root = tmp_path / "videos"
+    assert simulate_bench(root, small(), workers=1) == 4
+    before = {path: path.read_bytes() for path in root.rglob("*.mp4")}
+    lost = sorted(before)[0]
+    lost.unlink()
+    assert simulate_bench(root, small(), workers=1) == 1
+    assert {path: path.read_bytes() for path in root.rglob("*.mp4")} == before
+    assert simulate_bench(root, small(), workers=1) == 0
+    assert "all 4 clips are there" in capsys.readouterr().out
+
+
+def test_a_bench_of_other_settings_and_a_folder_of_others_are_left_alone(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not a simulated bench"):
+        simulate_bench(theirs, small())
+    assert sorted(path.name for path in theirs.iterdir()) == ["notes.txt"]
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "simulation.json").write_text(json.dumps({"seed": 5}))
+    with pytest.raises(ValueError, match="holds a bench with"):
+        simulate_bench(ours, small())
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"size": 0}, "--size is 0"), ({"size": 65}, "even number"), ({"clips_per_state": 0}, "--clips-per-state is 0"),
+    ({"train_clips": 0}, "--train-clips is 0"), ({"categories": "gaer"}, "did you mean 'gear'"), ({"categories": " , "}, "names none")])
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+def test_encoding_keeps_the_picture(tmp_path):
+    gradient = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
+    assert encode_h264(tmp_path / "x.mp4", [gradient] * 3, 64) == 3
+    with av.open(str(tmp_path / "x.mp4")) as container:
+        decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert np.abs(decoded.astype(int) - gradient).mean() < 6

@@ -1,0 +1,155 @@
+"""Exact frames: whatever the fast reader skips, what it returns is what plain decoding returns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clip_files import decode_all, encode_clip
+
+from vlmphys import video
+from vlmphys.video import VideoError, frame_indices, read_frames
+
+pytestmark = pytest.mark.unit
+
+ENCODINGS = {
+    "h264 with a pyramid of B-frames": dict(codec="libx264", options={"x264-params": "bframes=7:b-pyramid=normal:b-adapt=0"}),
+    "h264, three B-frames, none referred to": dict(codec="libx264", options={"x264-params": "bframes=3:b-pyramid=none:b-adapt=0"}),
+    "h264 without B-frames": dict(codec="libx264", options={"bf": "0"}),
+    "h264, open groups of 10": dict(codec="libx264", options={"x264-params": "bframes=3:keyint=10:open-gop=1"}),
+    "h264, interlaced": dict(codec="libx264", options={"flags": "+ildct+ilme", "bf": "2"}),
+    "h264 in Matroska": dict(codec="libx264", options={"bf": "3"}, suffix=".mkv"),
+    "h264, lossless 4:4:4": dict(codec="libx264", options={"qp": "0"}, pixels="yuv444p"),
+    "hevc, 10 bits": dict(codec="libx265", options={"x265-params": "log-level=none:bframes=4:pools=1"}, pixels="yuv420p10le"),
+    "mpeg4 with B-frames in AVI, without time stamps": dict(codec="mpeg4", options={"bf": "2"}, suffix=".avi"),
+    "vp8 with hidden frames": dict(codec="libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "8"}, suffix=".webm"),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_frames_are_those_of_plain_decoding(tmp_path, name):
+    encoding = dict(ENCODINGS[name])
+    path = encode_clip(tmp_path / f"clip{encoding.pop('suffix', '.mp4')}", 37, **encoding)
+    every = decode_all(path)
+    assert len(every) == 37
+    for rule in video.FRAME_RULES:
+        for frames in (8, 13):
+            clip = read_frames(path, rule, frames, "pyav")
+            wanted = frame_indices(37, frames, rule)
+            assert clip.n_frames == 37 and clip.frame_index.tolist() == wanted.tolist()
+            assert clip.frames_THWC.dtype == np.uint8 and np.array_equal(clip.frames_THWC, every[wanted])
+            assert clip.fps == pytest.approx(60, rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (50, 34), (98, 62)])
+def test_decord_gives_the_same_pixels(tmp_path, size):
+    path = encode_clip(tmp_path / "clip.mp4", 25, *size, options={"bf": "3"})
+    ours, theirs = read_frames(path, reader="pyav"), read_frames(path, reader="decord")
+    assert np.array_equal(ours.frames_THWC, theirs.frames_THWC)
+    assert (ours.frame_index.tolist(), ours.n_frames) == (theirs.frame_index.tolist(), theirs.n_frames)
+
+
+class CountingStream:
+    """A stream that counts what goes into its decoder and what comes out."""
+
+    def __init__(self, stream):
+        self.stream, self.codec_context, self.packets, self.frames = stream, stream.codec_context, 0, 0
+
+    def decode(self, packet):
+        self.packets += packet is not None
+        decoded = self.stream.decode(packet)
+        self.frames += len(decoded)
+        return decoded
+
+
+def test_no_frame_is_decoded_in_vain(tmp_path):
+    path = encode_clip(tmp_path / "clip.mp4", 60, options={"x264-params": "bframes=3:b-pyramid=none:b-adapt=0"})
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        packets, times = video._packets(container, stream, keep=True)
+        counting = CountingStream(stream)
+        wanted = [times[index] for index in frame_indices(60, 8, "hf")]
+        assert video._decode_at_times(counting, packets, wanted) is not None
+    # hf's last frame is number 52: what follows it stays packed; three in four frames are B-frames that nothing refers to.
+    assert counting.packets <= 56
+    assert counting.frames <= 26
+
+
+def test_a_file_too_large_to_keep_its_packets_gives_the_same(tmp_path, monkeypatch):
+    path = encode_clip(tmp_path / "clip.mp4", 40, options={"bf": "3"})
+    kept = read_frames(path, reader="pyav")
+    monkeypatch.setattr(video, "PACKETS_KEPT_BYTES", 0)
+    assert np.array_equal(read_frames(path, reader="pyav").frames_THWC, kept.frames_THWC)
+
+
+def test_turned_by_metadata(tmp_path):
+    path = encode_clip(tmp_path / "clip.mp4", 12, rotation=90)
+    with av.open(str(path)) as container:
+        first = next(container.decode(video=0))
+        assert first.rotation % 360 == 90
+        lying = first.to_ndarray(format="rgb24")
+    clip = read_frames(path, reader="pyav")
+    assert clip.frames_THWC.shape == (8, 128, 96, 3)
+    assert np.array_equal(clip.frames_THWC[0], np.rot90(lying))
+
+
+def test_frame_rules():
+    for n_frames in (8, 9, 60, 61, 120, 180, 240, 1001):
+        assert frame_indices(n_frames, 8, "official").tolist() == np.linspace(0, n_frames - 1, 8).astype(int).tolist()
+        assert frame_indices(n_frames, 8, "hf").tolist() == np.arange(0, n_frames, n_frames / 8).astype(int).tolist()
+        for frames in range(1, 9):
+            for rule in video.FRAME_RULES:
+                wanted = frame_indices(n_frames, frames, rule)
+                assert len(set(wanted.tolist())) == frames and wanted[0] == 0 and wanted[-1] < n_frames
+    assert frame_indices(60, 8, "official")[-1] == 59 and frame_indices(60, 8, "hf")[-1] == 52
+
+
+def bad_file(folder: Path, kind: str) -> Path:
+    path = folder / "bad.mp4"
+    if kind == "absent":
+        return path
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no video\n" * 100)
+    elif kind == "7 frames":
+        encode_clip(path, 7)
+    elif kind == "cut before its index":
+        path.write_bytes(encode_clip(folder / "good.mp4", 40).read_bytes()[:3000])
+    elif kind == "cut in its frames":
+        whole = encode_clip(folder / "good.mp4", 40, container_options={"movflags": "faststart"}).read_bytes()
+        path.write_bytes(whole[:len(whole) * 7 // 10])
+    elif kind == "sound alone":
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("aac", rate=8000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "broken link":
+        path.symlink_to(folder / "nowhere.mp4")
+    return path
+
+
+@pytest.mark.parametrize("kind, reason", [
+    ("absent", "No such file"), ("empty", "0 bytes"), ("text", "PyAV: Invalid data.*; decord: "), ("7 frames", "has 7 frame.*8 are wanted"),
+    ("cut before its index", "PyAV: Invalid data"), ("cut in its frames", "ends early: .* of its 40 frames"),
+    ("sound alone", "no video stream"), ("pipe", "not a regular file"), ("folder", "not a regular file"), ("broken link", "No such file")])
+def test_bad_files_are_refused_with_the_reason(tmp_path, kind, reason):
+    with pytest.raises(VideoError, match=reason):
+        read_frames(bad_file(tmp_path, kind))
+
+
+def test_wrong_arguments(tmp_path):
+    path = encode_clip(tmp_path / "clip.mp4", 10)
+    wrong = [({"rule": "oficial"}, "official, hf"), ({"reader": "ffmpeg"}, "auto, pyav, decord"), ({"frames": 0}, "at least 1")]
+    for arguments, word in wrong:
+        with pytest.raises(ValueError, match=word):
+            read_frames(path, **arguments)

@@ -1,0 +1,59 @@
+"""Decoding processes: results in order, and a task that crashes or hangs costs its own result only."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from vlmphys.workers import AHEAD_PER_WORKER, Lost, run_in_order
+
+pytestmark = pytest.mark.unit
+
+
+def work(task: tuple[str, int]):
+    """What a test asks of a worker; in a module of few imports, since each worker loads it."""
+    kind, number = task
+    if kind == "crash":
+        os._exit(7)
+    if kind == "hang":
+        time.sleep(600)
+    if kind == "slow":
+        time.sleep(0.5)
+    return number, os.getpid()
+
+
+def second_chance(task: tuple[str, int]) -> tuple[str, int] | None:
+    return ("good", -task[1]) if task[1] % 2 else None
+
+
+def test_in_order_through_crashes_and_hangs():
+    kinds = {2: "crash", 3: "crash", 5: "slow", 6: "hang"}
+    tasks = [(kinds.get(number, "good"), number) for number in range(12)]
+    results = list(run_in_order(work, tasks, 2, 3.0, second_chance))
+    assert isinstance(results[2], Lost) and "exit status 7" in results[2].reason
+    assert results[3][0] == -3  # tried again the other way
+    assert isinstance(results[6], Lost) and "no answer in 3 s" in results[6].reason
+    assert [results[number][0] for number in (0, 1, 4, 5, 7, 8, 9, 10, 11)] == [0, 1, 4, 5, 7, 8, 9, 10, 11]
+    assert os.getpid() not in {result[1] for result in results if not isinstance(result, Lost)}
+
+
+def test_in_this_process():
+    assert [result for result in run_in_order(work, [("good", number) for number in range(3)], 0, 1.0, second_chance)] == \
+        [(number, os.getpid()) for number in range(3)]
+
+
+def test_what_waits_for_its_turn_is_bounded():
+    """A slow reader of results must not make them pile up: only so many tasks are handed out ahead."""
+    taken = []
+
+    class Tasks(list):
+        def __getitem__(self, index):
+            taken.append(index)
+            return super().__getitem__(index)
+
+    results = run_in_order(work, Tasks([("slow", 0)] + [("good", number) for number in range(1, 60)]), 2, 60.0, second_chance)
+    assert next(results)[0] == 0
+    assert max(taken) <= 2 * AHEAD_PER_WORKER
+    results.close()

@@ -1,0 +1,173 @@
+"""Reads every row of packed data again and says what it found: what verify.py prints."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from vlmphys.priors import lint, load_priors, priors_sha256
+from vlmphys.records import Variant, label_of, sha256_file
+from vlmphys.shards import FRAMES, QUARANTINE, REPACK, DialogueRow, DialogueTable, FramesTable, Packed, open_packed
+
+ANSWERS = {Variant.MULTI_TURN.value: 4, Variant.SINGLE_TURN.value: 1, Variant.NO_PHYSICS.value: 1}
+
+
+@dataclass
+class Check:
+    """One thing that was checked: how many of what, and the problems found."""
+
+    name: str
+    checked: str = ""
+    problems: list[str] = field(default_factory=list)
+
+
+def verify(folder: str | Path, priors_dir: str | None = None, model: str | None = None) -> list[Check]:
+    """Check packed data against its manifests, its split, its priors and, where `model` is given, that model's tokenizer and size.
+
+    Raises ValueError for a folder or model that is not there; what is wrong with the data stands in the checks.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"packed data {folder}: no such folder; {REPACK}")
+    try:
+        packed = open_packed(folder)
+    except ValueError as error:
+        return [Check("manifests, shards and split can be opened", str(folder), [str(error)])]
+    return [_check_hashes(packed), _check_clips(packed.frames), _check_quarantine(packed), _check_split(packed), _check_dialogues(packed),
+            _check_priors(packed, priors_dir), *([_check_model(packed, model)] if model else [])]
+
+
+def _check_hashes(packed: Packed) -> Check:
+    """Every shard's bytes against its manifest's sha256; versions, sizes, row counts and columns were checked when opening."""
+    check, nbytes = Check("shards: sha256, bytes, rows, columns"), 0
+    tables = (packed.frames, packed.dialogues)
+    for table in tables:
+        for line in table.manifest["shards"]:
+            path = table.folder / line["file"]
+            nbytes += line["bytes"]
+            if sha256_file(path) != line["sha256"]:
+                check.problems.append(f"{path}: its bytes are not those that were written (sha256 differs); "
+                                      f"delete {table.folder} and pack again")
+        if table.manifest["rows"] != len(table):
+            check.problems.append(f"{table.folder}: holds {len(table)} rows, its manifest says {table.manifest['rows']}; {REPACK}")
+    check.checked = f"{sum(len(table.manifest['shards']) for table in tables)} shards, {nbytes / 2**20:.1f} MiB"
+    return check
+
+
+def _check_clips(frames: FramesTable) -> Check:
+    check = Check("frames: labels, frame numbers, pixels", f"{len(frames)} rows")
+    for clip_id in frames.clip_ids:
+        row = frames.row(clip_id)
+        index = row.frame_index
+        if row.label != label_of(row.state):
+            check.problems.append(f"{clip_id}: state {row.state!r} and label {row.label} do not go together")
+        if len(index) != frames.meta["frames"] or (np.diff(index) <= 0).any() or index[0] < 0 or index[-1] >= row.source_frames:
+            check.problems.append(f"{clip_id}: frame numbers {index.tolist()} of {row.source_frames} frames")
+        # Each pixel is read; a clip of one colour is a video that was never filmed, or a decoder that failed in silence.
+        if row.frames_THWC.min() == row.frames_THWC.max():
+            check.problems.append(f"{clip_id}: every pixel of its {len(index)} frames is {row.frames_THWC.min()}")
+    return check
+
+
+def _check_quarantine(packed: Packed) -> Check:
+    path = packed.folder / FRAMES / QUARANTINE
+    check = Check("quarantine: listed, and packed nowhere")
+    try:
+        listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        check.problems.append(f"{path}: cannot be read ({error}); {REPACK}")
+        return check
+    check.checked = f"{len(listed)} clips"
+    both = {bad["clip_id"] for bad in listed} & set(packed.frames.clip_ids)
+    check.problems += [f"{clip_id}: is packed and in quarantine at once" for clip_id in sorted(both)]
+    neither = set(packed.split.clips) - set(packed.frames.clip_ids) - {bad["clip_id"] for bad in listed}
+    check.problems += [f"{clip_id}: the split names it, but it is neither packed nor in quarantine" for clip_id in sorted(neither)]
+    return check
+
+
+def _check_split(packed: Packed) -> Check:
+    sides = Counter(packed.split.clips[clip_id].value for clip_id in packed.frames.clip_ids if clip_id in packed.split.clips)
+    check = Check("split: every packed clip on one side", ", ".join(f"{side} {count}" for side, count in sorted(sides.items())))
+    check.problems += [f"{clip_id}: is packed, but the split does not name it" for clip_id in packed.frames.clip_ids
+                       if clip_id not in packed.split.clips]
+    check.problems += [f"no packed clip stands on the side {side}" for side in ("train", "test") if not sides[side]]
+    return check
+
+
+def _check_dialogues(packed: Packed) -> Check:
+    """Masks: each answer there and in order, the verdict within the last one, video tokens whole and never supervised."""
+    table = packed.dialogues
+    check = Check("dialogues: turns, verdict, video tokens")
+    known = set(packed.frames.clip_ids)
+    lengths, supervised = [], 0
+    for clip_id, variant in table.keys:
+        row = table.row(clip_id, variant)
+        check.problems += [f"{clip_id} ({variant}): {problem}" for problem in _dialogue_problems(row, table)]
+        if clip_id not in known:
+            check.problems.append(f"{clip_id} ({variant}): has a dialogue, but no frames")
+        lengths.append(len(row.input_ids))
+        supervised += int((row.turn > 0).sum())
+    span = f"{min(lengths)} to {max(lengths)} tokens, {supervised / sum(lengths):.1%} supervised" if lengths else "nothing"
+    check.checked = f"{len(lengths)} rows, {span}"
+    return check
+
+
+def _dialogue_problems(row: DialogueRow, table: DialogueTable) -> list[str]:
+    problems = []
+    if len(row.input_ids) != len(row.turn):
+        return [f"{len(row.input_ids)} ids, but {len(row.turn)} turn numbers"]
+    answers = row.turn[row.turn > 0]
+    expected = ANSWERS[row.variant]
+    if sorted(set(answers.tolist())) != list(range(1, expected + 1)) or (np.diff(answers) < 0).any():
+        problems.append(f"answers {sorted(set(answers.tolist()))} are supervised, 1 to {expected} are expected, in order")
+    start, end = row.verdict_span
+    if not 0 < start < end <= len(row.turn) or (row.turn[start:end] != expected).any():
+        problems.append(f"the verdict's span {start} to {end} is not within answer {expected}")
+    video = row.input_ids == table.meta["video_token_id"]
+    count = table.meta["frames"] * table.meta["tokens_per_frame"]
+    if video.sum() != count:
+        problems.append(f"{int(video.sum())} video tokens, {count} are expected")
+    if (row.turn[video] != 0).any() or row.turn[0] != 0:
+        problems.append("a video token or the beginning is supervised")
+    return problems
+
+
+def _check_priors(packed: Packed, priors_dir: str | None) -> Check:
+    categories = {category for category, _ in packed.frames.states().values()}
+    check = Check("priors: the ones packed, linted", f"{len(categories)} categories")
+    try:
+        priors = load_priors(categories, priors_dir)
+        packed.dialogues.check(priors_sha256=priors_sha256(priors))
+    except ValueError as error:
+        check.problems.append(str(error))
+        return check
+    check.problems += [problem for prior in priors.values() for problem in lint(prior)]
+    return check
+
+
+def _check_model(packed: Packed, model: str) -> Check:
+    """Sizes and tokenizer of a model, and each verdict's text, read back through that tokenizer."""
+    from vlmphys.model import load_tokenizer, read_facts
+
+    tokenizer = load_tokenizer(model)
+    facts = read_facts(model, tokenizer)
+    check = Check("model: tokenizer, sizes, verdicts read back", model)
+    try:
+        packed.check(facts.tokenizer_sha256, facts.image_size, facts.tokens_per_frame)
+    except ValueError as error:
+        check.problems.append(str(error))
+        return check
+    if packed.dialogues.meta["controls"]["shuffle_labels"] is not None:
+        check.checked += ", labels shuffled on purpose: verdicts not compared"
+        return check
+    states = packed.frames.states()
+    for clip_id, variant in packed.dialogues.keys:
+        row = packed.dialogues.row(clip_id, variant)
+        said = tokenizer.decode(row.input_ids[slice(*row.verdict_span)].tolist()).strip().lower()
+        true = ("normal", "anomalous")[label_of(states[clip_id][1])]
+        if said != true:
+            check.problems.append(f"{clip_id} ({variant}): its verdict reads {said!r}, its state means {true!r}")
+    return check
