@@ -53,6 +53,7 @@ for variant in ${variants//,/ }; do
     stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack" \
         deepspeed --num_gpus 1 launch/train.py --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
         --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"}
+    drop_stale "$out/$variant/predictions.jsonl" "$marks/train-$variant"
     stage "$marks/predict-$variant" "predicting, $variant" "$marks/train-$variant" \
         python launch/predict.py --run "$out/$variant" --data "$out/packed" --split test --out "$out/$variant/predictions.jsonl"
     predictions+=("$out/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"

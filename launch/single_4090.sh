@@ -44,6 +44,7 @@ stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
 stage "$marks/train" "fine-tuning" "$marks/pack" \
     deepspeed --num_gpus 1 launch/train.py --config launch/recipes/single_4090.yaml --data "$out/packed" --model "$model" --variant "$variant" \
     --out "$out/run" --set "tune=$tune" ${settings[@]:+"${settings[@]}"}
+drop_stale "$out/predictions.jsonl" "$marks/train"
 stage "$marks/predict" "predicting" "$marks/train" \
     python launch/predict.py --run "$out/run" --data "$out/packed" --split test --out "$out/predictions.jsonl"
 stage "$marks/score" "scoring" "$marks/predict" \

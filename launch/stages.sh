@@ -17,6 +17,13 @@ stage() {  # stage MARK_FILE "what it does" "marks it depends on" command...
     echo "$key" > "$mark"
 }
 
+drop_stale() {  # drop_stale FILE MARK: predictions of a model that has been trained again since are not added to
+    if [ -f "$1" ] && [ "$2" -nt "$1" ]; then
+        echo "-- $1 is older than the model and is made anew"
+        rm -f "$1"
+    fi
+}
+
 claim_out() {  # claim_out FOLDER "settings": one folder holds what one set of settings made
     if [ -f "$1/settings" ] && [ "$(cat "$1/settings")" != "$2" ]; then
         fail "$1 was made with other settings ($(cat "$1/settings")), not ($2): give another --out, or remove that folder"

@@ -65,9 +65,14 @@ class World:
             distributed.destroy_process_group()
 
 
+def place() -> tuple[int, bool]:
+    """Number of ranks and whether this is the first, as the launcher's environment says; nothing is connected."""
+    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
+
+
 def connect(config: TrainConfig) -> World:
     """Join the processes that a launcher (`deepspeed`, `torchrun`) started; without one, be the only process."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, (size, _) = int(os.environ.get("RANK", 0)), place()
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     on_gpu = torch.cuda.is_available()
     if on_gpu:

@@ -85,9 +85,12 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
 
 
 def write_identity(config: TrainConfig, data_facts: dict[str, Any], world_size: int) -> None:
-    """Create the run folder, or refresh it: config.yaml, data.json, env.json."""
+    """Create the run folder, or refresh it: config.yaml, data.json, env.json. ValueError where it cannot be created."""
     out = Path(config.out)
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: {out} cannot be created ({error.strerror}): give a folder that can be written to") from error
     write_atomic(out / "data.json", json_bytes(data_facts))
     write_atomic(out / "env.json", json_bytes(environment(config, world_size)))
     write_atomic(out / "config.yaml", to_yaml(config).encode())

@@ -70,7 +70,7 @@ class Tracker:
             self.progress.update(self.task, completed=step, figures=figures)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES or step == self.total_steps:
             self.last_line = now
-            self.console.print(f"step {step}/{self.total_steps}  {figures}  {now - self.started:.0f} s", highlight=False)
+            say(self.console, f"step {step}/{self.total_steps}  {figures}  {now - self.started:.0f} s")
 
     def close(self) -> None:
         """Flush and release everything; also after an error."""
@@ -78,6 +78,11 @@ class Tracker:
             self.progress.stop()
         self.rows.close()
         self.board.close()
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: not wrapped, so that paths can be copied, and nothing in it taken for markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _progress_bar(console: Console) -> Progress:

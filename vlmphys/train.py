@@ -17,7 +17,7 @@ from vlmphys.loss import STATISTICS, DialogueLoss, statistics_of, supervised_by_
 from vlmphys.model import ModelFacts, load_model, read_facts
 from vlmphys.records import Split, Variant, stable_int
 from vlmphys.shards import Packed, open_packed
-from vlmphys.tracking import Tracker
+from vlmphys.tracking import Tracker, say
 from vlmphys.tuning import as_table, tune
 
 
@@ -42,36 +42,36 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
     """
     facts = read_facts(config.model)
     packed = open_packed(config.data)
-    clip_ids = check_data(config, packed, facts)
+    ranks, is_first = engines.place()
+    console = Console(quiet=not is_first)
+    global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * ranks
+    order = ClipOrder(check_data(config, packed, facts), global_batch, config.seed)
+    total_steps = order.total_steps(config.num_train_epochs, config.max_steps)
+    data_facts = describe_data(config, packed, order, total_steps)
+    runs.check_claim(config, data_facts, resume)
+    if runs.is_finished(config.out):
+        say(console, f"{config.out} is finished: its model is {config.out}/model")
+        return Path(config.out)
+
     world = engines.connect(config)
     try:
-        global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * world.size
-        order = ClipOrder(clip_ids, global_batch, config.seed)
-        total_steps = order.total_steps(config.num_train_epochs, config.max_steps)
-        console = Console(quiet=not world.is_first)
-        data_facts = describe_data(config, packed, order, total_steps)
-        runs.check_claim(config, data_facts, resume)
-        world.barrier()     # every rank has looked at the folder before the first one writes to it
-        if runs.is_finished(config.out):
-            console.print(f"{config.out} is finished: its model is {config.out}/model", highlight=False)
-            return Path(config.out)
-        if world.is_first:
-            runs.write_identity(config, data_facts, world.size)
-            checkpoint.remove_incomplete(config.out)
-        world.barrier()
-
         network = load_model(config.model)
         tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed, facts.source)
         console.print(as_table(tuned.groups))
         prepare_modes(network, config.gradient_checkpointing)
-        module = DialogueLoss(network, facts.image_mean, facts.image_std)
-        engine = engines.start(world, module, tuned.trained(), config)
+        engine = engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), tuned.trained(), config)
         job = Job(config, world, engine, packed, facts, order, total_steps)
+
+        world.barrier()     # every rank has looked at the folder before the first one writes to it
+        if world.is_first:
+            runs.write_identity(config, data_facts, world.size)
+            checkpoint.remove_incomplete(config.out)
+        world.barrier()
         run_steps(job, console)
         weights = engine.model_weights()
         if world.is_first:
             folder = runs.write_model(config, tuned, weights)
-            console.print(f"model: {folder}", highlight=False)
+            say(console, f"model: {folder}")
         world.barrier()
         return Path(config.out)
     finally:
@@ -86,9 +86,9 @@ def run_steps(job: Job, console: Console) -> None:
         folder, marker = found
         checkpoint.load(job.engine, folder, marker)
         first_step, window = marker.step, marker.window
-        console.print(f"resumed from {folder}", highlight=False)
-    console.print(f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, steps {first_step + 1} to {job.total_steps}, "
-                  f"engine {config.engine} on {job.world.size} rank(s), {job.world.device}, {'bf16' if config.bf16 else 'fp32'}", highlight=False)
+        say(console, f"resumed from {folder}")
+    say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, steps {first_step + 1} to {job.total_steps}, "
+                  f"engine {config.engine} on {job.world.size} rank(s), {job.world.device}, {'bf16' if config.bf16 else 'fp32'}")
     tracker = None
     if job.world.is_first:
         tracker = Tracker(Path(config.out), console, first_step, job.total_steps, job.order.steps_per_epoch, config.logging_steps, window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,26 @@ def test_an_explanation_stops_where_the_models_positions_end(model):
         found = judge_batch(network, tight, prompts, frames, continuations, eos_token_id=-1, explain=Explain.ALL, max_new_tokens=50)
         room = [positions - len(prompt) - len(continuations[clip.verdict]) for prompt, clip in zip(prompts, found)]
         assert len(set(room)) > 1 and [len(clip.generated) for clip in found] == [min(50, max(0, left)) for left in room]
+
+
+def test_bf16_scores_are_finite_and_distinct(model):
+    """The head runs in float32 on bf16 states: padded rows stay finite, and clips that differ do not tie."""
+    network, tokenizer, facts = model
+    prompts, frames = clips_of(tokenizer, facts, Variant.MULTI_TURN)
+    continuations = verdict_continuations(tokenizer)
+    half = copy.deepcopy(network).to(torch.bfloat16)
+    found = judge_batch(half, facts, prompts, frames, continuations, tokenizer.eos_token_id, max_new_tokens=4)
+    scores = [clip.score for clip in found]
+    assert np.isfinite(scores).all() and len(set(scores)) == len(scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_cuda_gives_the_cpus_scores(model):
+    network, tokenizer, facts = model
+    prompts, frames = clips_of(tokenizer, facts, Variant.MULTI_TURN)
+    continuations = verdict_continuations(tokenizer)
+    expected = judge_batch(network, facts, prompts, frames, continuations, tokenizer.eos_token_id, max_new_tokens=8)
+    found = judge_batch(copy.deepcopy(network).to("cuda"), facts, prompts, frames, continuations, tokenizer.eos_token_id, max_new_tokens=8)
+    np.testing.assert_allclose([clip.score for clip in found], [clip.score for clip in expected], atol=1e-3, rtol=0)
+    assert [clip.generated for clip in found] == [clip.generated for clip in expected]

@@ -1,0 +1,227 @@
+"""Training through the real command: what a run folder holds, kill and resume, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.integration
+SETTINGS = ["per_device_train_batch_size=8", "warmup_ratio=0", "logging_steps=2", "save_steps=2"]
+ENGINES = {"plain": None, "zero2": "ds_configs/zero2.json", "zero2_offload": "ds_configs/zero2_offload.json"}
+
+
+def command(packed_folder, model, out, *settings):
+    return ["launch/train.py", "--data", str(packed_folder), "--model", str(model), "--out", str(out), "--set", *SETTINGS, *settings]
+
+
+def run(repository, arguments, launcher=()):
+    return subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=600)
+
+
+def rows_of(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def model_of(out, name="model.safetensors"):
+    return load_file(out / "model" / name)
+
+
+@pytest.fixture(scope="module")
+def finished(repository, packed_folder, tiny_model_folder, tmp_path_factory):
+    """A run through DeepSpeed's launcher with the optimizer on the CPU: 4 epochs of 3 steps."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    arguments = command(packed_folder, tiny_model_folder, out, "deepspeed=ds_configs/zero2_offload.json", "num_train_epochs=4", "learning_rate=1e-2")
+    done = run(repository, arguments, ["-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(free_port())])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, arguments, done
+
+
+def free_port():
+    import socket
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_run_folder_holds_exactly_this(finished):
+    out, _, done = finished
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "env.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"step_8", "step_10"}
+    assert {path.name for path in (out / "checkpoints" / "step_10").iterdir()} == {"COMPLETE", "state-00001.safetensors"}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= {
+        path.name for path in (out / "model").iterdir()}
+    assert "LLM attention q, k, v" in done.stdout and "frozen" in done.stdout
+    facts = json.loads((out / "data.json").read_text())
+    assert (facts["train_clips"], facts["global_batch"], facts["steps_per_epoch"], facts["total_steps"]) == (20, 8, 3, 12)
+    environment = json.loads((out / "env.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__ and environment["deepspeed_settings"]["zero_optimization"]["stage"] == 2
+
+
+def test_metrics_carry_each_turn_and_the_verdict_and_the_loss_falls(finished):
+    rows = rows_of(finished[0])
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[-1]["epoch"] == 4
+    assert set(rows[0]) == {"step", "epoch", "loss", "loss_turn_1", "loss_turn_2", "loss_turn_3", "loss_turn_4", "verdict_loss", "verdict_accuracy",
+                            "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second", "seconds"}
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
+    assert all(value is not None for row in rows for value in row.values())
+    assert rows[0]["learning_rate"] > rows[-1]["learning_rate"] > 0
+
+
+def test_tensorboard_carries_the_same_figures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    board = EventAccumulator(str(finished[0] / "tensorboard"))
+    board.Reload()
+    rows = rows_of(finished[0])
+    for name in ("loss", "loss_turn_4", "verdict_accuracy"):
+        found = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
+        assert [step for step, _ in found] == [row["step"] for row in rows]
+        assert [value for _, value in found] == pytest.approx([row[name] for row in rows])
+
+
+def test_the_model_loads_and_only_the_tuned_weights_differ_from_the_base(finished, tiny_model_folder):
+    from vlmphys.runs import load_run_model, open_run
+    opened = open_run(finished[0])
+    assert opened.variant.value == "multi_turn" and opened.data_fingerprint
+    trained = dict(load_run_model(opened).named_parameters())
+    base = load_file(tiny_model_folder / "model.safetensors")
+    assert set(base) == set(trained)
+    changed = {name for name, value in base.items() if not torch.equal(value, trained[name])}
+    assert changed == {name for name in base if "language_model.layers" in name and ("self_attn" in name or ".mlp." in name) and "o_proj" not in name}
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, repository):
+    out, arguments, _ = finished
+    before = (out / "model" / "model.safetensors").stat().st_mtime_ns
+    done = run(repository, arguments)
+    assert done.returncode == 0 and "finished" in done.stdout
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_kill_and_resume_ends_with_the_same_weights(engine, repository, packed_folder, tiny_model_folder, tmp_path):
+    settings = ["max_steps=10", "learning_rate=1e-2", "weight_decay=0.1", "logging_steps=3"] + ([f"deepspeed={ENGINES[engine]}"] if ENGINES[engine] else [])
+    whole = run(repository, command(packed_folder, tiny_model_folder, tmp_path / "whole", *settings))
+    assert whole.returncode == 0, whole.stderr
+    arguments = command(packed_folder, tiny_model_folder, tmp_path / "cut", *settings)
+    process = subprocess.Popen([sys.executable, *arguments], cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 500
+    # In the middle of the third checkpoint or just after it.
+    while not list((tmp_path / "cut" / "checkpoints").glob("step_6*")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut" / "model").exists(), "it ended before it could be killed"
+    resumed = run(repository, arguments)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from" in resumed.stdout
+    one, other = model_of(tmp_path / "whole"), model_of(tmp_path / "cut")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    same = [[{key: value for key, value in row.items() if not key.endswith(("second", "seconds"))} for row in rows_of(tmp_path / name)]
+            for name in ("whole", "cut")]
+    assert same[0] == same[1] and [row["step"] for row in same[0]] == [3, 6, 9, 10]
+
+
+def test_lora_writes_an_adapter_that_merges(repository, packed_folder, tiny_model_folder, tmp_path):
+    settings = ["tune=lora", "lora_r=4", "lora_alpha=8", "max_steps=3", "learning_rate=1e-2", "gradient_checkpointing=true", "bf16=true",
+                "per_device_train_batch_size=1", "gradient_accumulation_steps=8", "deepspeed=ds_configs/single_4090.json"]
+    done = run(repository, command(packed_folder, tiny_model_folder, tmp_path / "lora", *settings))
+    assert done.returncode == 0, done.stderr
+    from vlmphys.runs import load_run_model, open_run
+    adapter = model_of(tmp_path / "lora", "adapter_model.safetensors")
+    stored = json.loads((tmp_path / "lora" / "model" / "adapter_config.json").read_text())
+    assert stored["base_model_name_or_path"] == str(tiny_model_folder) and stored["r"] == 4
+    merged = load_run_model(open_run(tmp_path / "lora")).state_dict()
+    base = load_file(tiny_model_folder / "model.safetensors")
+    name = "model.language_model.layers.1.mlp.down_proj"
+    lower, upper = (adapter[f"base_model.model.{name}.lora_{half}.weight"].float() for half in "AB")
+    assert upper.any(), "LoRA's second matrix starts at zero: it was not trained"
+    assert torch.allclose(merged[f"{name}.weight"], base[f"{name}.weight"] + 2.0 * upper @ lower, atol=1e-5)
+    assert len(adapter) == 2 * 2 * 6 and torch.equal(merged["lm_head.weight"], base["lm_head.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(repository, packed_folder, tiny_model_folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_folder, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][7] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    done = run(repository, command(packed_folder, broken, tmp_path / "out"))
+    assert done.returncode == 2
+    assert "loss of step 1 is not finite" in done.stderr and "fan/" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "model").exists() and not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def refused(repository, monkeypatch, capsys):
+    """Call the command within this process, which spares the imports; it must fail with one message."""
+    monkeypatch.chdir(repository)
+    spec = importlib.util.spec_from_file_location("launch_train", repository / "launch" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["launch/train.py", *map(str, arguments)])
+        assert module.main() == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ") and "Traceback" not in message
+        return message
+    return call
+
+
+def test_refusals_write_nothing(refused, packed_folder, tiny_model_folder, tmp_path):
+    out = tmp_path / "out"
+    good = ["--data", packed_folder, "--model", tiny_model_folder, "--out", out]
+    batch = tmp_path / "batch.json"
+    batch.write_text('{"train_batch_size": 4, "zero_optimization": {"stage": 2}}')
+    assert "did you mean 'learning_rate'" in refused(*good, "--set", "learning_rat=1e-3")
+    assert "'train_batch_size'" in refused(*good, "--set", f"deepspeed={batch}")
+    assert "no such config file" in refused("--config", tmp_path / "none.yaml", *good)
+    assert "no such folder" in refused("--data", tmp_path / "none", *good[2:])
+    assert "give a Hugging Face Video-LLaVA folder" in refused(*good[:2], "--model", tmp_path / "none", *good[4:])
+    assert "fsdp" in refused(*good, "--set", "engine=fsdp")
+    assert not out.exists()
+
+
+def test_data_of_another_model_or_without_train_clips_is_refused(refused, packed_folder, tiny_model_folder, tmp_path):
+    from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tokenizer
+    tokenizer = train_tokenizer(["other words for another model"], 300)
+    sizes = {"image_size": 32, "vision_hidden": 32, "vision_layers": 2, "text_hidden": 64, "text_layers": 2}
+    save_model_folder(build_random(tiny_config(len(tokenizer), **sizes)), tokenizer, tmp_path / "other")
+    assert "tokenizer_sha256" in refused("--data", packed_folder, "--model", tmp_path / "other", "--out", tmp_path / "out")
+
+    empty = tmp_path / "empty"
+    shutil.copytree(packed_folder, empty)
+    split = json.loads((empty / "split.json").read_text())
+    split["clips"] = {clip_id: "test" for clip_id in split["clips"]}
+    (empty / "split.json").write_text(json.dumps(split))
+    assert "no clip of the train split" in refused("--data", empty, "--model", tiny_model_folder, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_used_folder_is_refused_with_the_key_that_differs(finished, refused, packed_folder, tiny_model_folder, tmp_path):
+    out, arguments, _ = finished
+    assert "learning_rate (0.01 there, 0.02 here)" in refused(*arguments[1:], "learning_rate=2e-2")
+    assert "global_batch (8 there, 16 here)" in refused(*arguments[1:], "gradient_accumulation_steps=2")
+    assert "'never'" in refused(*arguments[1:], "--resume", "never")
+    other = tmp_path / "packed"
+    shutil.copytree(packed_folder, other)
+    split = json.loads((other / "split.json").read_text())
+    split["seed"] = 1
+    (other / "split.json").write_text(json.dumps(split))
+    assert "fingerprint" in refused("--data", other, *(argument for argument in arguments[3:]))
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("keep me")
+    assert "not empty and no run folder" in refused(*command(packed_folder, tiny_model_folder, stranger)[1:])
+    assert [path.name for path in stranger.iterdir()] == ["thesis.txt"]

@@ -1,0 +1,61 @@
+"""Two ranks give the losses and weights of one, for the same global batch, also where the last batch leaves a rank without clips."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.integration
+STEPS = 6   # 20 clips in batches of 8: steps 3 and 6 hold 4 clips, all of them on the first rank
+
+
+def train(repository, packed_folder, model, out, launcher, *settings):
+    arguments = ["launch/train.py", "--data", str(packed_folder), "--model", str(model), "--out", str(out), "--set", f"max_steps={STEPS}",
+                 "learning_rate=1e-2", "warmup_ratio=0", "logging_steps=1", "save_steps=0", *settings]
+    done = subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return rows, load_file(out / "model" / "model.safetensors")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def deepspeed(ranks):
+    return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()]
+
+
+def torchrun(ranks):
+    return ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", free_port()]
+
+
+@pytest.fixture(scope="module")
+def one_rank(repository, packed_folder, tiny_model_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "one"
+    return train(repository, packed_folder, tiny_model_folder, out, [], "per_device_train_batch_size=8")
+
+
+@pytest.mark.parametrize(("launcher", "settings"), [
+    (deepspeed, ["deepspeed=ds_configs/zero2.json", "per_device_train_batch_size=4"]),
+    (deepspeed, ["deepspeed=ds_configs/zero2_offload.json", "per_device_train_batch_size=2", "gradient_accumulation_steps=2"]),
+    (torchrun, ["engine=plain", "per_device_train_batch_size=4"])])
+def test_two_ranks_equal_one(launcher, settings, one_rank, repository, packed_folder, tiny_model_folder, tmp_path):
+    rows, weights = train(repository, packed_folder, tiny_model_folder, tmp_path / "two", launcher(2), *settings)
+    expected_rows, expected_weights = one_rank
+    assert len(rows) == len(expected_rows) == STEPS
+    assert expected_rows[-1]["loss"] < expected_rows[0]["loss"], "weights that do not move would be equal without any merit"
+    for row, expected in zip(rows, expected_rows):
+        for key in ("loss", "loss_turn_1", "loss_turn_4", "verdict_loss"):
+            assert row[key] == pytest.approx(expected[key], rel=1e-5), (row["step"], key)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    for name, value in expected_weights.items():
+        assert torch.allclose(weights[name], value, rtol=1e-4, atol=1e-5), name

@@ -1,0 +1,149 @@
+"""Checkpoints: complete or not there, exact, rotated, and refused where they are damaged or of another model."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from vlmphys import checkpoint
+from vlmphys.config import TrainConfig
+from vlmphys.engine import PlainEngine, World
+
+pytestmark = pytest.mark.unit
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def started(sizes=(3, 4), seed=0):
+    torch.manual_seed(seed)
+    module = nn.ModuleDict({f"part{index}": nn.Linear(size, 2) for index, size in enumerate(sizes)})
+    trained = {name: parameter for name, parameter in module.named_parameters() if name.endswith("weight")}
+    return PlainEngine(WORLD, module, trained, TrainConfig(weight_decay=0.1))
+
+
+def advance(engine, first, last):
+    """Steps whose gradients hang on the step's number alone, as those of the loop do."""
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(step)
+        loss = sum((parameter * torch.randn(parameter.shape, generator=generator)).sum() for parameter in engine.trained.values())
+        engine.backward(loss)
+        engine.step(0.01 * (step + 1))
+
+
+def marker(step, **more):
+    return checkpoint.Marker(**{"step": step, "world_size": 1, "engine": "plain", "data_fingerprint": "d", "config_sha256": "c", "window": [], **more})
+
+
+def weights(engine):
+    return {name: parameter.detach().clone() for name, parameter in engine.trained.items()}
+
+
+def test_going_on_from_a_checkpoint_is_bit_identical(tmp_path):
+    whole, half, resumed = started(), started(), started(seed=9)
+    advance(whole, 0, 7)
+    advance(half, 0, 4)
+    checkpoint.save(half, tmp_path, marker(4, window=[1.5, 2.0]), keep=2)
+    folder = checkpoint.folder_of(tmp_path, 4)
+    stored = checkpoint.read_marker(folder)
+    assert stored.step == 4 and stored.window == [1.5, 2.0] and list(stored.files) == ["state-00001.safetensors"]
+    checkpoint.load(resumed, folder, stored)
+    advance(resumed, 4, 7)
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
+    assert not any(torch.equal(value, weights(half)[name]) for name, value in weights(whole).items())
+
+
+def test_many_shards_hold_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 1)
+    engine, other = started(), started(seed=9)
+    advance(engine, 0, 2)
+    checkpoint.save(engine, tmp_path, marker(2), keep=1)
+    folder = checkpoint.folder_of(tmp_path, 2)
+    assert sorted(path.name for path in folder.iterdir()) == ["COMPLETE", "state-00001.safetensors", "state-00002.safetensors"]
+    checkpoint.load(other, folder, checkpoint.read_marker(folder))
+    assert all(torch.equal(value, weights(other)[name]) for name, value in weights(engine).items())
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    engine = started()
+    for step in range(1, 5):
+        advance(engine, step - 1, step)
+        checkpoint.save(engine, tmp_path, marker(step), keep=2)
+    assert checkpoint.complete(tmp_path) == [3, 4]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_3", "step_4"]
+
+
+def test_what_a_crash_leaves_is_no_checkpoint_and_is_removed(tmp_path):
+    engine = started()
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    for name in ("step_2.partial", "step_3"):
+        (tmp_path / "checkpoints" / name).mkdir()
+        (tmp_path / "checkpoints" / name / "state-00001.safetensors").write_bytes(b"half")
+    assert checkpoint.complete(tmp_path) == [1]
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        checkpoint.read_marker(checkpoint.folder_of(tmp_path, 3))
+    assert checkpoint.remove_incomplete(tmp_path) == ["step_2.partial", "step_3"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
+
+
+def test_the_marker_comes_last(tmp_path, monkeypatch):
+    engine = started()
+    advance(engine, 0, 1)
+
+    def power_cut(path, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_atomic", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    assert checkpoint.complete(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["shorter", "missing", "marker"])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, damage):
+    engine = started()
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    folder = checkpoint.folder_of(tmp_path, 1)
+    file = folder / "state-00001.safetensors"
+    if damage == "shorter":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file = folder / "COMPLETE"
+        file.write_text("{")
+    with pytest.raises(ValueError, match=file.name):
+        checkpoint.read_marker(folder)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    engine = started()
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    folder = checkpoint.folder_of(tmp_path, 1)
+    for other, part in ((started((3,)), "'part1.weight' is trained in one"), (started((3, 5)), "'part1.weight' is \\(2, 4\\), the model's is \\(2, 5\\)")):
+        with pytest.raises(ValueError, match=part):
+            checkpoint.load(other, folder, checkpoint.read_marker(folder))
+
+
+def test_empty_tensors_are_noticed_when_they_are_written(tmp_path):
+    engine = started()
+    advance(engine, 0, 1)
+    engine.export_state = lambda: iter([("part0.weight", {"weight": torch.empty(0)})])  # what ZeRO-3 hands out if asked the wrong way
+    with pytest.raises(OSError, match="part0.weight"):
+        checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    assert checkpoint.complete(tmp_path) == []
+
+
+def test_marker_is_plain_json(tmp_path):
+    engine = started()
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    stored = json.loads((checkpoint.folder_of(tmp_path, 1) / "COMPLETE").read_text())
+    expected = copy.deepcopy(vars(marker(1)))
+    expected["files"] = {"state-00001.safetensors": stored["files"]["state-00001.safetensors"]}
+    assert stored == expected
