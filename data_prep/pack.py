@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
             packed = FramesTable.open(out / FRAMES)
             packed.check(facts.image_size)
             show(DIALOGUES, pack_dialogues(packed.states(), split, out, maker), out)
-        if split_path != out / SPLIT:
+        if not (out / SPLIT).is_file() or (out / SPLIT).read_bytes() != split_path.read_bytes():
             write_atomic(out / SPLIT, split_path.read_bytes())
 
 

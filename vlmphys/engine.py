@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.utils import cpp_extension
 
 from vlmphys.batches import Batch
+from vlmphys.compiling import build_folder, remove_stale_lock
 from vlmphys.config import TrainConfig, read_deepspeed_json
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -228,11 +229,11 @@ def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World)
     from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    if world.is_first and not installed_ops.get("cpu_adam") and not any(root.glob("**/cpu_adam/cpu_adam.so")):
-        # torch waits for a lock that a killed compilation leaves behind, for ever and without a word.
-        locks = [str(lock) for lock in root.glob("**/cpu_adam/lock")]
-        print("compiling DeepSpeed's CPU optimizer: once on this machine, about a minute"
-              + (f"; another process seems to be at it: if there is none, delete {locks[0]}" if locks else ""), flush=True)
+    if not installed_ops.get("cpu_adam") and not any(root.glob("**/cpu_adam/cpu_adam.so")):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            remove_stale_lock(build_folder("cpu_adam"))
+        if world.is_first:
+            print("compiling DeepSpeed's CPU optimizer: once on this machine, about a minute", flush=True)
     try:
         return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
                                 weight_decay=config.weight_decay, adamw_mode=True)

@@ -18,7 +18,7 @@ STEPS = 6   # 20 clips in batches of 8: steps 3 and 6 hold 4 clips, all of them 
 def train(repository, packed_folder, model, out, launcher, *settings):
     arguments = ["launch/train.py", "--data", str(packed_folder), "--model", str(model), "--out", str(out), "--set", f"max_steps={STEPS}",
                  "learning_rate=1e-2", "warmup_ratio=0", "logging_steps=1", "save_steps=0", *settings]
-    done = subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return rows, load_file(out / "model" / "model.safetensors")

@@ -24,7 +24,7 @@ from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tok
 
 NUMBER_QUESTIONS = ("trace", "steps", "fastest", "far", "end")
 CHECK_CLIPS = 320
-SNAPSHOT_STEPS = 2000
+SNAPSHOT_STEPS = 1500
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class BuildConfig:
     tower_steps: int = 3000
     tower_batch: int = 128
     language_clips: int = 24000
-    language_steps: int = 12000
+    language_steps: int = 6000
     language_batch: int = 8
     tower_rate: float = 1.5e-3
     language_rate: float = 1.2e-3
@@ -83,7 +83,7 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     for row, category in enumerate(categories):
         turns_CP[row, :len(parts_of[category])] = [part.is_turn for part in parts_of[category]]
     work.mkdir(parents=True, exist_ok=True)
-    saved_tower = work / f"tower-{sha256_text(str(config))[:12]}.safetensors"
+    saved_tower = work / f"tower-{sha256_text(str([value for name, value in asdict(config).items() if not name.startswith(('language', 'text'))]))[:12]}.safetensors"
     if saved_tower.exists():
         console.print(f"tower: taken from {saved_tower}")
         tower.load_state_dict(load_file(saved_tower))

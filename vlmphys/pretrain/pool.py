@@ -20,6 +20,7 @@ from vlmphys.video import frame_indices
 MAX_PARTS = 4
 FRAMES = 8
 RENDER_SIZE = 112
+SOUND_SHARE = 0.35
 
 
 @dataclass
@@ -40,7 +41,7 @@ def part_place(part, value: np.ndarray) -> np.ndarray:
 
 
 def build_pool(categories: list[str], clips: int, image_size: int, seed: int | str, workers: int, appearance: str = "physad") -> Pool:
-    """Simulate `clips` clips: half of them sound and half with a fault, categories in turn, those with turning parts twice.
+    """Simulate `clips` clips: a third of them sound, the others with a fault, categories in turn, those with turning parts twice.
 
     Turning parts come more often because they are the hardest to read: a step is a difference modulo a full turn.
     The seeds live in a name space of their own ("tiny-base"), so that no clip of a benchmark, of any seed, is among them.
@@ -61,7 +62,7 @@ def _one_clip(job) -> tuple[np.ndarray, np.ndarray]:
     category, index, image_size, seed, appearance = job
     mechanism = load_mechanism(category)
     rng = np.random.default_rng(stable_int("tiny-base", seed, category, index))
-    state = "anomaly_free" if rng.random() < 0.5 else str(rng.choice(mechanism.ANOMALIES))
+    state = "anomaly_free" if rng.random() < SOUND_SHARE else str(rng.choice(mechanism.ANOMALIES))
     clip = simulate_clip(mechanism, category, state, int(rng.integers(1 << 62)), appearance)
     picks = np.asarray(frame_indices(mechanism.FRAMES, FRAMES, "official"))
     pictures = fit_frames(np.stack(list(clip.frames(RENDER_SIZE, picks))), image_size, "crop")

@@ -142,7 +142,7 @@ def moving_parts(parts: tuple[Part, ...], places_TP: np.ndarray) -> str:
     return f"The {' and the '.join(names)}." if names else "None."
 
 
-TURN_QUESTIONS = (trace, steps, steps, moves, steady, steady, side, fastest)
+TURN_QUESTIONS = (trace, steps, moves, steady, steady, steady, side, fastest)
 LENGTH_QUESTIONS = (trace, steps, moves, far, back, shake, end)
 
 

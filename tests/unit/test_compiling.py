@@ -1,0 +1,49 @@
+"""A lock left by a killed compilation does not hold up the next start; one of a running compilation does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from vlmphys.compiling import build_folder, remove_stale_lock
+
+pytestmark = pytest.mark.unit
+
+
+def old_lock(folder):
+    (folder / "lock").touch()
+    os.utime(folder / "lock", (time.time() - 60,) * 2)
+
+
+def test_an_old_lock_without_a_build_is_removed(tmp_path):
+    old_lock(tmp_path)
+    assert remove_stale_lock(tmp_path)
+    assert not (tmp_path / "lock").exists()
+    assert not remove_stale_lock(tmp_path)
+
+
+def test_a_fresh_lock_is_left(tmp_path):
+    (tmp_path / "lock").touch()
+    assert not remove_stale_lock(tmp_path)
+    assert (tmp_path / "lock").exists()
+
+
+def test_the_lock_of_a_running_build_is_left(tmp_path):
+    old_lock(tmp_path)
+    ninja = tmp_path / "ninja"
+    ninja.symlink_to(sys.executable)
+    with subprocess.Popen([str(ninja), "-c", "import sys; sys.stdin.read()"], cwd=tmp_path, stdin=subprocess.PIPE) as build:
+        try:
+            assert not remove_stale_lock(tmp_path)
+        finally:
+            build.kill()
+    assert remove_stale_lock(tmp_path)
+
+
+def test_the_build_folder_follows_torchs_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert build_folder("cpu_adam") == tmp_path / "cpu_adam"
