@@ -229,10 +229,11 @@ def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World)
     from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    if not installed_ops.get("cpu_adam") and not any(root.glob("**/cpu_adam/cpu_adam.so")):
+    if not installed_ops.get("cpu_adam"):
+        # Also where it is compiled already: a process that is killed while it loads the library leaves the lock, too.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             remove_stale_lock(build_folder("cpu_adam"))
-        if world.is_first:
+        if world.is_first and not any(root.glob("**/cpu_adam/cpu_adam.so")):
             print("compiling DeepSpeed's CPU optimizer: once on this machine, about a minute", flush=True)
     try:
         return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 
 from vlmphys import checkpoint
 from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
@@ -71,9 +71,10 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out: {out} is a file; give a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not (out / "config.yaml").is_file() or not (out / "data.json").is_file():
+    present = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.exists() else set()
+    if "config.yaml" not in present:
+        if present <= {"checkpoints", "data.json", "env.json"}:
+            return      # nothing, or what a run leaves that was killed while it made its folder
         raise ValueError(f"out: {out} is not empty and no run folder; give a new folder with --out")
     if resume == "never":
         raise ValueError(f"out: {out} holds a run already, and --resume is 'never'; give a new folder with --out, or --resume auto")
@@ -161,7 +162,7 @@ def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tens
         write_atomic(aside / "config.json", json_bytes({**stored, "dtype": str(dtype).removeprefix("torch.")}))
     else:
         prefixed = {f"base_model.model.{name}": value for name, value in weights.items()}
-        tuned.adapter.save_pretrained(aside, state_dict=get_peft_model_state_dict(tuned.adapter, state_dict=prefixed))
+        tuned.adapter.save_pretrained(aside, state_dict=prefixed, save_embedding_layers=False)
     load_tokenizer(config.model).save_pretrained(aside)
     preprocessor = Path(resolve_source(config.model)) / "preprocessor_config.json"
     if preprocessor.is_file():

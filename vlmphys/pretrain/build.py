@@ -40,9 +40,11 @@ class BuildConfig:
     text_layers: int = 4
     vocab_size: int = 1200
     tower_clips: int = 16000
+    tower_sound_share: float = 0.5
     tower_steps: int = 3000
     tower_batch: int = 128
     language_clips: int = 24000
+    language_sound_share: float = 0.35
     language_steps: int = 6000
     language_batch: int = 8
     tower_rate: float = 1.5e-3
@@ -64,9 +66,9 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     network.set_attn_implementation("eager")  # on a CPU the faster one at this length
     tower = network.model.video_tower
 
-    def simulate(clips: int, stage: str) -> Pool:
+    def simulate(clips: int, stage: str, sound_share: float) -> Pool:
         console.print(f"[{time.monotonic() - started:5.0f} s] simulating {clips} clips for {stage}")
-        return build_pool(categories, clips, config.image_size, f"{config.seed}-{stage}", config.workers)
+        return build_pool(categories, clips, config.image_size, f"{config.seed}-{stage}", config.workers, sound_share)
 
     def reporter(stage: str, steps: int, every: int = 100):
         recent: list[dict[str, float]] = []
@@ -89,11 +91,11 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
         tower.load_state_dict(load_file(saved_tower))
         tower.eval()
     else:
-        pool = simulate(config.tower_clips, "tower")
+        pool = simulate(config.tower_clips, "tower", config.tower_sound_share)
         train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.tower_rate, config.seed, reporter("tower", config.tower_steps))
         save_file(tower.state_dict(), saved_tower)
 
-    pool = simulate(config.language_clips, "language")
+    pool = simulate(config.language_clips, "language", config.language_sound_share)
     features = frame_features(tower, pool.frames_NTHWC)
     tokens_per_frame = (config.image_size // network.config.vision_config.patch_size) ** 2 + 1
     writer = DialogueWriter(tokenizer, spoken_sentences(priors), FRAMES * tokens_per_frame, network.config.video_token_id)
@@ -105,7 +107,7 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
             save_model_folder(network, tokenizer, work / f"step_{step + 1}")
 
     train_language(network, writer, pool, features, config.language_steps, config.language_batch, config.language_rate, config.seed, report_and_keep)
-    check = simulate(CHECK_CLIPS, "check")
+    check = simulate(CHECK_CLIPS, "check", config.language_sound_share)
     table = check_answers(network, writer, check, frame_features(tower, check.frames_NTHWC), np.random.default_rng(config.seed))
     save_model_folder(network.to(torch.float16), tokenizer, out)
     (out / "README.md").write_text(model_card(config, table, sum(p.numel() for p in network.parameters())))

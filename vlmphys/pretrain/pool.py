@@ -20,7 +20,6 @@ from vlmphys.video import frame_indices
 MAX_PARTS = 4
 FRAMES = 8
 RENDER_SIZE = 112
-SOUND_SHARE = 0.35
 
 
 @dataclass
@@ -40,8 +39,9 @@ def part_place(part, value: np.ndarray) -> np.ndarray:
     return np.clip((value - part.low) / (part.high - part.low), 0.0, 1.0)
 
 
-def build_pool(categories: list[str], clips: int, image_size: int, seed: int | str, workers: int, appearance: str = "physad") -> Pool:
-    """Simulate `clips` clips: a third of them sound, the others with a fault, categories in turn, those with turning parts twice.
+def build_pool(categories: list[str], clips: int, image_size: int, seed: int | str, workers: int, sound_share: float = 0.5,
+               appearance: str = "physad") -> Pool:
+    """Simulate `clips` clips: a share of them sound, the others with a fault, categories in turn, those with turning parts twice.
 
     Turning parts come more often because they are the hardest to read: a step is a difference modulo a full turn.
     The seeds live in a name space of their own ("tiny-base"), so that no clip of a benchmark, of any seed, is among them.
@@ -49,7 +49,7 @@ def build_pool(categories: list[str], clips: int, image_size: int, seed: int | s
     turning = [category for category in categories if any(part.is_turn for part in load_mechanism(category).PARTS)]
     cycle = [*categories, *turning]
     category_of = [cycle[index % len(cycle)] for index in range(clips)]
-    jobs = [(category, index, image_size, seed, appearance) for index, category in enumerate(category_of)]
+    jobs = [(category, index, image_size, seed, sound_share, appearance) for index, category in enumerate(category_of)]
     frames = np.empty((clips, FRAMES, image_size, image_size, 3), np.uint8)
     places = np.full((clips, FRAMES, MAX_PARTS), np.nan, np.float32)
     with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
@@ -59,10 +59,10 @@ def build_pool(categories: list[str], clips: int, image_size: int, seed: int | s
 
 
 def _one_clip(job) -> tuple[np.ndarray, np.ndarray]:
-    category, index, image_size, seed, appearance = job
+    category, index, image_size, seed, sound_share, appearance = job
     mechanism = load_mechanism(category)
     rng = np.random.default_rng(stable_int("tiny-base", seed, category, index))
-    state = "anomaly_free" if rng.random() < SOUND_SHARE else str(rng.choice(mechanism.ANOMALIES))
+    state = "anomaly_free" if rng.random() < sound_share else str(rng.choice(mechanism.ANOMALIES))
     clip = simulate_clip(mechanism, category, state, int(rng.integers(1 << 62)), appearance)
     picks = np.asarray(frame_indices(mechanism.FRAMES, FRAMES, "official"))
     pictures = fit_frames(np.stack(list(clip.frames(RENDER_SIZE, picks))), image_size, "crop")

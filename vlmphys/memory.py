@@ -1,0 +1,349 @@
+"""How many bytes a training run takes, and where: each formula once, from counts and sizes alone. Nothing here loads torch or asks a machine.
+
+What follows from what engine and optimizer allocate is exact up to alignment. What is an estimate says so: activations (counted from the tensors
+that the layers keep for the backward pass), the libraries' own memory, the slack of the device's allocator, ZeRO-3's gathered weights.
+`a` is the bytes of a number in the forward pass: 2 with bf16, else 4. T are trained parameters, P all of them, without the image tower.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vlmphys.config import TrainConfig
+
+GIB = 1 << 30
+# Python, torch, transformers, DeepSpeed and the mapped data of one process, measured with torch 2.13 for the CPU: 555 MiB before the first step.
+LIBRARIES_CPU = 560 << 20
+# The same with CUDA, whose kernels are mapped into host memory too: an estimate, not measured.
+LIBRARIES_CUDA = 3 * GIB
+# CUDA's context, cuBLAS and NCCL on the device: an estimate, not measured.
+CONTEXT_CUDA = 1 * GIB
+# What torch's allocator holds beyond what is in use, because blocks do not fit each other: an estimate, not measured.
+ALLOCATOR_SLACK = 0.05
+SLACK, CONTEXT = "allocator's slack", "CUDA context"
+LOADED = 4                      # model.load_model loads in fp32, whatever the run's precision
+CHECKPOINT_SHARD = 2 * GIB      # checkpoint.SHARD_BYTES
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A Video-LLaVA in numbers: `parameters` by group, image tower left out, and the sizes that activations depend on."""
+
+    parameters: dict[str, int]
+    image_tower: int
+    text_config: Any        # the language model's own config, for tuning.expected_counts
+    trained: int            # T
+    largest_trained: int    # parameters of the largest trained tensor
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    queries: int            # width of all query heads
+    keys: int               # width of all key heads, and of all value heads
+    vocab: int
+    vision_hidden: int
+    vision_ffn: int
+    vision_layers: int
+    image_size: int         # pixels
+    tokens_per_frame: int
+
+    @property
+    def base(self) -> int:
+        """Parameters of the model as it is loaded for video: without image tower, without LoRA."""
+        return sum(self.parameters.values())
+
+    @property
+    def published(self) -> int:
+        """Parameters with both towers, as the model's authors count."""
+        return self.base + self.image_tower
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What a DeepSpeed JSON says of where states lie; `stage` 0 stands for torch alone (`engine: plain`)."""
+
+    name: str
+    stage: int = 0
+    optimizer_on: str = "device"        # device | host | disk
+    parameters_on: str = "device"       # device | host | disk (stage 3 only)
+    pinned: bool = False                # host buffers are page-locked
+    bucket: int = 0                     # elements of a gradient bucket
+    buckets: int = 1
+    live: int = 0                       # elements gathered at one time (stage 3)
+    sub_group: int = 0                  # elements updated at one time (stage 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run on one kind of machine. `tokens`, `supervised`: of the longest clip; `steps`: optimizer steps, None where not known."""
+
+    size: ModelSize
+    config: TrainConfig
+    sharding: Sharding
+    ranks: int
+    ranks_on_node: int
+    on_gpu: bool
+    tokens: int
+    supervised: int
+    frames: int
+    steps: int | None
+
+    @property
+    def a(self) -> int:
+        """Bytes of a number in the forward pass."""
+        return 2 if self.config.bf16 else 4
+
+    @property
+    def lora(self) -> bool:
+        """Whether LoRA is added to the model."""
+        return self.config.tune == "lora"
+
+    @property
+    def total(self) -> int:
+        """P: parameters on the device, LoRA included."""
+        return self.size.base + (self.size.trained if self.lora else 0)
+
+    @property
+    def share(self) -> float:
+        """T over the number of ranks: trained parameters whose states one rank keeps under ZeRO."""
+        return self.size.trained / self.ranks
+
+    @property
+    def positions(self) -> int:
+        """Token positions of a micro-batch, padding included."""
+        return self.config.per_device_train_batch_size * self.tokens
+
+
+def sharding_of(name: str, settings: dict[str, Any]) -> Sharding:
+    """What the JSON of a DeepSpeed engine comes to, with DeepSpeed's own defaults (0.19) for what it leaves out."""
+    zero = settings["zero_optimization"]
+    stage = zero["stage"]
+    place = {"none": "device", "cpu": "host", "nvme": "disk"}
+    optimizer, parameters = zero.get("offload_optimizer") or {}, zero.get("offload_param") or {}
+    overlap = zero.get("overlap_comm", stage == 3)
+    contiguous = zero.get("contiguous_gradients", True) or optimizer.get("device", "none") != "none"
+    return Sharding(
+        name=name, stage=stage, optimizer_on=place[optimizer.get("device", "none")], parameters_on=place[parameters.get("device", "none")],
+        pinned=bool(optimizer.get("pin_memory")), bucket=int(zero.get("reduce_bucket_size", 5e8)) if contiguous else 0,
+        buckets=2 if overlap and stage < 3 else 1, sub_group=int(zero.get("sub_group_size", 1e9)),
+        live=int(zero.get("stage3_max_live_parameters", 1e9)) + int(zero.get("stage3_prefetch_bucket_size", 5e7)) if stage == 3 else 0)
+
+
+def pinned_bytes(size: float) -> int:
+    """What a page-locked buffer of `size` bytes takes: torch's pinning allocator rounds up to a power of two."""
+    return 1 << (max(1, int(size)) - 1).bit_length()
+
+
+# On the device, one rank
+
+def weight_bytes(case: Case) -> int:
+    """Weights that stay: a x P; P/N of them under ZeRO-3, none there where they are offloaded.
+
+    With torch alone the trained ones are fp32 masters, and autocast keeps a bf16 copy of each until the backward pass is over.
+    """
+    trained = case.size.trained
+    if case.sharding.stage == 0:
+        return case.a * (case.total - trained) + 4 * trained + (2 * trained if case.config.bf16 else 0)
+    if case.sharding.stage == 3:
+        return int(case.a * case.total / case.ranks) if case.sharding.parameters_on == "device" else 0
+    return case.a * case.total
+
+
+def gathered_bytes(case: Case) -> int:
+    """ZeRO-3's whole copies of the weights in use, at most what the JSON lets live: an estimate."""
+    return case.a * min(case.total, case.sharding.live)
+
+
+def gradient_bytes(case: Case) -> int:
+    """Gradients at the end of the backward pass.
+
+    torch alone: fp32, whole. ZeRO-1: in the forward pass's precision, whole. ZeRO-2 and 3: this rank's share, twice where several
+    micro-batches are added up; offloaded, none. And while they are reduced, the largest tensor's, twice.
+    """
+    trained, sharding = case.size.trained, case.sharding
+    if sharding.stage == 0:
+        return 4 * trained
+    in_flight = 2 * case.a * case.size.largest_trained
+    if sharding.optimizer_on != "device":
+        return in_flight
+    if sharding.stage == 1:
+        return case.a * trained + in_flight
+    copies = 2 if sharding.stage == 2 and case.config.gradient_accumulation_steps > 1 else 1
+    return int(copies * case.a * case.share) + in_flight
+
+
+def update_bytes(case: Case) -> int:
+    """Gradients during the update: torch alone 4T, twice with several ranks (one flat message); ZeRO this rank's share, its flat copy
+    and, with bf16, its fp32 copy; ZeRO-3 the fp32 copy of one sub-group at a time; offloaded, none."""
+    sharding, share = case.sharding, case.share
+    if sharding.stage == 0:
+        return 4 * case.size.trained * (2 if case.ranks > 1 else 1)
+    if sharding.optimizer_on != "device":
+        return 0
+    if sharding.stage == 3:
+        return int(case.a * share + 4 * min(share, sharding.sub_group))
+    return int((2 * case.a + (4 if case.config.bf16 else 0)) * share)
+
+
+def optimizer_bytes(case: Case) -> int:
+    """Adam's two moments, 8T, whole with torch alone; under ZeRO the fp32 masters too, 12T/N, unless they are offloaded."""
+    if case.sharding.stage == 0:
+        return 8 * case.size.trained
+    return int(12 * case.share) if case.sharding.optimizer_on == "device" else 0
+
+
+def bucket_bytes(case: Case) -> int:
+    """DeepSpeed's buffers for gradients on their way between ranks. On a CPU only what is written to counts."""
+    elements = case.sharding.bucket if case.on_gpu else min(case.sharding.bucket, case.size.trained)
+    return case.a * elements * case.sharding.buckets
+
+
+def layer_bytes_per_token(case: Case) -> int:
+    """What one layer of the language model keeps for the backward pass, a token: an estimate, checked against autograd in tests/unit/test_plan.py.
+
+    fp32 inputs of both norms, q, k, v, attention's output and its log-sums, and of the FFN gate, activated gate and up. Full tuning: also the inputs
+    of the trained projections. LoRA: for each of them a dropped-out copy of its input, the dropout's mask, and r numbers.
+    """
+    size, a, config = case.size, case.a, case.config
+    kept = 8 * size.hidden + a * (2 * size.queries + 2 * size.keys) + 4 * size.heads + 3 * a * size.ffn
+    inputs = [size.hidden] * 3 + ([size.queries] if config.tune_o_proj else []) + [size.hidden] * 2 + [size.ffn]
+    if not case.lora:
+        return kept + 2 * a * size.hidden + a * size.ffn + (a * size.queries if config.tune_o_proj else 0)
+    if config.lora_dropout:
+        mask = 1 if case.on_gpu else a
+        return kept + sum((a + mask) * width + a * config.lora_r for width in inputs)
+    return kept + 2 * a * size.hidden + a * size.ffn + a * config.lora_r * len(inputs)
+
+
+def activation_bytes(case: Case) -> int:
+    """What the language model keeps for the backward pass, and the gradients of one layer on their way back: an estimate.
+
+    With gradient checkpointing each layer's input, and one layer in full while it is recomputed.
+    """
+    size, a = case.size, case.a
+    one_layer = layer_bytes_per_token(case)
+    back = 3 * a * size.ffn + 12 * size.hidden
+    kept = a * size.hidden * size.layers + one_layer if case.config.gradient_checkpointing else one_layer * size.layers
+    # Embeddings, the same with the video's features put in, and the final norm in fp32.
+    return case.positions * (kept + back + (2 * a + 4) * size.hidden)
+
+
+def logit_bytes(case: Case) -> int:
+    """The head's output on supervised positions alone, N x V: as computed, in fp32, and the log-softmax or its gradient."""
+    positions = case.config.per_device_train_batch_size * case.supervised
+    return positions * case.size.vocab * (8 + (2 if case.config.bf16 else 0))
+
+
+def tower_bytes(case: Case) -> int:
+    """The frozen tower's pass: every layer's output (the feature layer is picked afterwards), one layer at work, fp32 pixels: an estimate."""
+    size, a = case.size, case.a
+    images = case.config.per_device_train_batch_size * case.frames
+    layer = a * (6 * size.vision_hidden + 2 * size.vision_ffn)
+    tokens = images * size.tokens_per_frame * (a * size.vision_hidden * (size.vision_layers + 1) + layer)
+    return tokens + images * 3 * size.image_size ** 2 * (8 + a) + feature_bytes(case)
+
+
+def feature_bytes(case: Case) -> int:
+    """The video's projected features."""
+    images = case.config.per_device_train_batch_size * case.frames
+    return case.a * images * case.size.tokens_per_frame * case.size.hidden
+
+
+def device_phases(case: Case) -> dict[str, dict[str, int]]:
+    """Bytes of one rank on its device, by part, in the backward pass and in the update."""
+    states = {"weights": weight_bytes(case) + gathered_bytes(case), "optimizer states": optimizer_bytes(case)}
+    # Tower and language model follow each other, and so do the head and the layers' own backward pass.
+    working = max(tower_bytes(case), activation_bytes(case) + feature_bytes(case))
+    phases = {
+        "backward pass": {**states, "gradients": gradient_bytes(case), "communication": bucket_bytes(case), "activations": working,
+                          "logits": logit_bytes(case)},
+        "update": {**states, "gradients": update_bytes(case)}}
+    if case.on_gpu:
+        for parts in phases.values():
+            parts[SLACK] = int(ALLOCATOR_SLACK * sum(parts.values()))
+            parts[CONTEXT] = CONTEXT_CUDA
+    return phases
+
+
+# In host memory, all ranks of one machine
+
+def offload_bytes(case: Case) -> dict[str, int]:
+    """What one rank keeps in host memory for an offloaded optimizer, and under ZeRO-3 for offloaded weights.
+
+    ZeRO-1 and 2 (DeepSpeed 0.19): fp32 masters, fp32 gradients and Adam's moments, 16T/N; a copy of the weights on their way back, a x T/N; the
+    gradients of earlier micro-batches, a x T/N, where there are several. ZeRO-3: the same, with the gradients always there twice.
+    On disk (NVMe) only four buffers of a sub-group stay here.
+    """
+    sharding, share, a = case.sharding, case.share, case.a
+    lock = pinned_bytes if sharding.pinned and case.on_gpu else int
+    parts = {}
+    if sharding.optimizer_on == "host":
+        several = case.config.gradient_accumulation_steps > 1 or sharding.stage == 3
+        parts["optimizer states"] = lock(4 * share) + int(8 * share)
+        parts["gradients"] = lock(4 * share) + (lock(a * share) if several else 0)
+        parts["transfer buffers"] = (lock(a * share) if sharding.stage < 3 else 0) + lock(a * case.size.largest_trained)
+    if sharding.optimizer_on == "disk":
+        parts["transfer buffers"] = 4 * 4 * int(min(share, sharding.sub_group))
+        parts["gradients"] = int(a * share)
+    if sharding.parameters_on == "host":
+        parts["weights"] = lock(a * case.total / case.ranks)
+    return parts
+
+
+def loading_bytes(case: Case) -> int:
+    """The checkpoint as one rank holds it before it goes to the device: fp32, with the image tower, and LoRA."""
+    return LOADED * (case.total + case.size.image_tower)
+
+
+def host_phases(case: Case) -> dict[str, dict[str, int]]:
+    """Bytes in the host memory of one machine, all its ranks together, by part, in each phase. Without a GPU the device's parts are here too."""
+    ranks = case.ranks_on_node
+    libraries = {"libraries": (LIBRARIES_CUDA if case.on_gpu else LIBRARIES_CPU) * ranks}
+    offload = {part: size * ranks for part, size in offload_bytes(case).items()}
+    steady = add(libraries, offload)
+    phases = {"loading": add(libraries, {"loaded checkpoint": loading_bytes(case) * ranks})}
+    if case.on_gpu:
+        phases["training"] = steady
+    else:
+        for phase, parts in device_phases(case).items():
+            phases[phase] = add(steady, {part: size * ranks for part, size in parts.items()})
+        steady = add(steady, {"weights": weight_bytes(case) * ranks, "optimizer states": optimizer_bytes(case) * ranks})
+    if checkpoints_kept(case):
+        shard = min(CHECKPOINT_SHARD, 12 * case.size.trained) + 12 * case.size.largest_trained
+        phases["writing a checkpoint"] = add(steady, {"file in the making": shard})
+    phases["writing the model"] = add(steady, {"file in the making": case.a * case.total * ranks})
+    return phases
+
+
+def add(*parts: dict[str, int]) -> dict[str, int]:
+    """The sum of parts, by name."""
+    return {name: sum(part.get(name, 0) for part in parts) for name in dict.fromkeys(name for part in parts for name in part)}
+
+
+def peak(phases: dict[str, dict[str, int]]) -> tuple[str, int]:
+    """The phase that takes most, and its bytes; ("", 0) where there is none."""
+    return max(((phase, sum(parts.values())) for phase, parts in phases.items()), key=lambda found: found[1], default=("", 0))
+
+
+# On disk
+
+def checkpoints_kept(case: Case) -> int:
+    """Checkpoints that stand side by side at worst: `save_total_limit` and the one being written, or as many as the run writes."""
+    config = case.config
+    if not config.save_steps:
+        return 0
+    written = config.save_total_limit + 1 if case.steps is None else (case.steps - 1) // config.save_steps
+    return min(config.save_total_limit + 1, written)
+
+
+def disk_parts(case: Case) -> dict[str, int]:
+    """Bytes of the run folder: checkpoints (fp32 weights and moments of what is trained, 12T each), the model or adapter at the end, and
+    what is offloaded to disk."""
+    parts = {"checkpoints": checkpoints_kept(case) * 12 * case.size.trained,
+             "model": case.a * (case.size.trained if case.lora else case.total)}
+    if case.sharding.optimizer_on == "disk":
+        parts["offloaded states"] = 12 * case.size.trained
+    if case.sharding.parameters_on == "disk":
+        parts["offloaded weights"] = case.a * case.total
+    return parts

@@ -1,0 +1,425 @@
+"""`vlmphys plan`: what a run will take, from the model's config alone, before anything is loaded; and what to change where it does not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from vlmphys import memory
+from vlmphys.config import FIELDS, TrainConfig, read_back, read_deepspeed_json
+from vlmphys.doctor import free_disk, gpus_here, host_memory
+from vlmphys.files import read_json
+from vlmphys.memory import GIB, Case, ModelSize, Sharding, sharding_of
+
+REPOSITORY = Path(__file__).parents[1]
+ASSUMED_TEXT, ASSUMED_SUPERVISED = 850, 300     # tokens of a clip beside its video, where nothing is packed: facts for a long four-turn dialogue
+# What decides how fast a run goes; a throughput measured with other values says nothing of this one.
+SPEED_KEYS = ("model", "variant", "tune", "tune_o_proj", "lora_r", "bf16", "gradient_checkpointing", "per_device_train_batch_size",
+              "gradient_accumulation_steps", "engine", "deepspeed")
+# Tried in this order where nothing fits, each with all before it.
+CHANGES = ({}, {"gradient_checkpointing": True}, {"bf16": True}, {"tune": "lora"}, {"lora_r": 32}, {"lora_r": 8})
+PLACES = ("device", "host", "disk")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run may use, in bytes: `gpu` of one card (None: no GPU, all is in host memory), `host` and `disk` of one machine."""
+
+    gpus: int
+    gpu: int | None
+    host: int
+    disk: int | None        # None: not looked at
+    described: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What of the packed data decides memory and time. Where nothing is packed: no clips, and assumed lengths."""
+
+    clips: list[str] | None
+    tokens: int             # of the longest dialogue, video span included
+    supervised: int         # most in one dialogue
+    frames: int
+    described: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A case with all its bytes: by phase and part on one card (empty without a GPU) and in one machine's host memory, by part on disk."""
+
+    case: Case
+    device: dict[str, dict[str, int]]
+    host: dict[str, dict[str, int]]
+    disk: dict[str, int]
+
+    def shortages(self, machine: Machine, sure: bool = False) -> list[str]:
+        """What there is too little of, with the numbers. With `sure`, only what is short even without the parts that nobody knows beforehand."""
+        found = []
+        phase, need = memory.peak(self.device)
+        if machine.gpu is not None:
+            need -= sum(self.device[phase][part] for part in (memory.SLACK, memory.CONTEXT)) if sure else 0
+            if need > machine.gpu:
+                found.append(f"each card has {gib(machine.gpu)}, the {phase} needs {gib(need)}")
+        phase, need = memory.peak(self.host)
+        if need > machine.host:
+            found.append(f"there are {gib(machine.host)} of host memory, {gib(need)} are needed ({phase})")
+        need = sum(self.disk.values())
+        if machine.disk is not None and need > machine.disk:
+            found.append(f"{gib(machine.disk)} are free on the disk of {self.case.config.out}, checkpoints and model need {gib(need)}")
+        return found
+
+
+def gib(size: float) -> str:
+    """Bytes as a text."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.1f} MiB"
+
+
+# Facts
+
+def model_size(config: TrainConfig, hf=None) -> ModelSize:
+    """Count a model from its config: the real modules are built on torch's meta device, where they take no memory.
+
+    `hf`: its `VideoLlavaConfig`, else that of `config.model` is read. Raises ValueError where the model is no Video-LLaVA or its language
+    model is not Llama-like.
+    """
+    import torch
+    from transformers import VideoLlavaForConditionalGeneration
+
+    from vlmphys.model import drop_image_tower, load_config
+    from vlmphys.tuning import count_groups, expected_counts
+    hf = hf or load_config(config.model)
+    text, vision = hf.text_config, hf.vision_config
+    if text.model_type != "llama":
+        raise ValueError(f"model {config.model!r}: only Llama-like language models can be tuned, not {text.model_type!r}")
+    with torch.device("meta"):
+        network = VideoLlavaForConditionalGeneration(hf)
+    both = sum(parameter.numel() for parameter in network.parameters())
+    groups = {group: total for group, (total, _) in count_groups(drop_image_tower(network)).items()}
+    for group, count in expected_counts(text, "full", True, 0).items():
+        assert groups[group] == count, f"{group}: {groups[group]:,} parameters in the modules, {count:,} by the config"
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = ModelSize(
+        parameters=groups, image_tower=both - sum(groups.values()), text_config=text, trained=0, largest_trained=0, layers=text.num_hidden_layers,
+        hidden=text.hidden_size, ffn=text.intermediate_size, heads=text.num_attention_heads, queries=text.num_attention_heads * head,
+        keys=text.num_key_value_heads * head, vocab=text.vocab_size, vision_hidden=vision.hidden_size, vision_ffn=vision.intermediate_size,
+        vision_layers=vision.num_hidden_layers, image_size=vision.image_size, tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1)
+    return tuned_size(size, config)
+
+
+def trained_by_group(size: ModelSize, config: TrainConfig) -> dict[str, int]:
+    """Trained parameters of each group."""
+    from vlmphys.tuning import expected_counts
+    return expected_counts(size.text_config, config.tune, config.tune_o_proj, config.lora_r)
+
+
+def tuned_size(size: ModelSize, config: TrainConfig) -> ModelSize:
+    """The same model, tuned as `config` says."""
+    rows = config.lora_r if config.tune == "lora" else size.hidden
+    return replace(size, trained=sum(trained_by_group(size, config).values()), largest_trained=rows * max(size.ffn, size.queries))
+
+
+def read_data(folder: str | Path, config: TrainConfig, size: ModelSize) -> Data:
+    """Lengths of the train clips' dialogues. Raises ValueError where the folder is not packed data for this model, or has no train clip."""
+    import numpy as np
+
+    from vlmphys.records import Split
+    from vlmphys.shards import open_packed
+    packed = open_packed(folder)
+    packed.frames.check(size.image_size)
+    packed.dialogues.check(tokens_per_frame=size.tokens_per_frame)
+    clips = packed.clip_ids(Split.TRAIN)
+    if not clips:
+        raise ValueError(f"{folder} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
+    rows = [packed.dialogues.row(clip_id, config.variant) for clip_id in clips]
+    lengths, supervised = [len(row.input_ids) for row in rows], [int(np.count_nonzero(row.turn)) for row in rows]
+    return Data(clips, max(lengths), max(supervised), packed.frames.meta["frames"],
+                f"{folder}: {len(clips)} train clips of at most {max(lengths)} tokens, {max(supervised)} of them supervised")
+
+
+def assumed_data(config: TrainConfig, size: ModelSize, hf) -> Data:
+    """Lengths where nothing is packed yet: the model's own video span and a long dialogue."""
+    video = getattr(hf, "video_seq_length", None) or 8 * size.tokens_per_frame
+    tokens = min(video + ASSUMED_TEXT, hf.text_config.max_position_embeddings)
+    return Data(None, tokens, ASSUMED_SUPERVISED, math.ceil(video / size.tokens_per_frame),
+                f"none at {config.data!r}; assumed: clips of {tokens} tokens, {video} of them video, {ASSUMED_SUPERVISED} supervised")
+
+
+def machine_of(config: TrainConfig, gpu_gib: float | None = None, host_gib: float | None = None, gpus: int | None = None,
+               of_rank: int | None = None) -> Machine:
+    """This machine, or the one that is described; all cards in one machine. `of_rank`: look at this card alone.
+
+    Raises ValueError for sizes that are not above 0, and for a number of cards where there is no card.
+    """
+    for flag, value in (("--gpu-gib", gpu_gib), ("--host-gib", host_gib), ("--gpus", gpus)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{flag} is {value}: it must be above 0")
+    host = int(host_gib * GIB) if host_gib else host_memory().available
+    of_host = f"{gib(host)} of host memory" + ("" if host_gib else " (free here now)")
+    disk = free_disk(config.out)
+    if gpu_gib:
+        return Machine(gpus or 1, int(gpu_gib * GIB), host, disk, f"{gpus or 1} x {gpu_gib:g} GiB, {of_host}")
+    here = gpus_here(None if of_rank is None else [of_rank])
+    if not here and gpus:
+        raise ValueError(f"--gpus is {gpus}, but there is no GPU here: add --gpu-gib, the memory of one card")
+    if not here:
+        return Machine(0, None, host, disk, f"no GPU, {of_host}")
+    free, count = min(gpu.free for gpu in here), gpus or len(here)
+    return Machine(count, free, host, disk, f"{count} x {here[0].name} with {gib(free)} free, {of_host}")
+
+
+def shipped_shardings(config: TrainConfig) -> tuple[list[Sharding], list[str]]:
+    """What the JSONs beside the config's own, or in ds_configs/, say of sharding; and those that are refused, with the reason."""
+    folders = [Path(config.deepspeed).parent] if config.deepspeed else [Path("ds_configs"), REPOSITORY / "ds_configs"]
+    found, refused = [], []
+    for path in next((paths for folder in folders if (paths := sorted(folder.glob("*.json")))), []):
+        try:
+            found.append(sharding_of(str(path), read_deepspeed_json(str(path))))
+        except ValueError as error:
+            refused.append(str(error))
+    return found, refused
+
+
+# Estimates
+
+def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, ranks: int | None = None, ranks_on_node: int | None = None) -> Case:
+    """The config on the machine, one rank a card where `ranks` does not say otherwise."""
+    ranks = ranks or max(1, machine.gpus)
+    sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed)) if config.deepspeed else Sharding("plain")
+    case = Case(size, config, sharding, ranks, ranks_on_node or ranks, machine.gpu is not None, data.tokens, data.supervised, data.frames, None)
+    return replace(case, steps=steps_of(case, data))
+
+
+def global_batch(case: Case) -> int:
+    """Clips of an optimizer step."""
+    return case.config.per_device_train_batch_size * case.config.gradient_accumulation_steps * case.ranks
+
+
+def steps_of(case: Case, data: Data) -> int | None:
+    """Optimizer steps of the run; None without data, unless `max_steps` says."""
+    from vlmphys.batches import ClipOrder
+    config = case.config
+    if data.clips is None:
+        return config.max_steps if config.max_steps > 0 else None
+    return ClipOrder(data.clips, global_batch(case), config.seed).total_steps(config.num_train_epochs, config.max_steps)
+
+
+def estimate(case: Case) -> Estimate:
+    """All bytes of a case."""
+    return Estimate(case, memory.device_phases(case) if case.on_gpu else {}, memory.host_phases(case), memory.disk_parts(case))
+
+
+def options(case: Case, machine: Machine, shardings: list[Sharding]) -> list[Estimate]:
+    """For each JSON the largest micro-batch that fits with the same global batch, or micro-batch 1 where none does; best first.
+
+    Best is what moves least to host memory and disk, then the larger micro-batch, then the lower ZeRO stage.
+    """
+    found = [largest_micro_batch(replace(case, sharding=sharding, config=replace(case.config, engine="deepspeed", deepspeed=sharding.name)), machine)
+             for sharding in shardings]
+    return sorted(found, key=lambda one: (len(one.shortages(machine)), PLACES.index(one.case.sharding.optimizer_on), PLACES.index(one.case.sharding.parameters_on),
+                                          -one.case.config.per_device_train_batch_size, one.case.sharding.stage))
+
+
+def largest_micro_batch(case: Case, machine: Machine) -> Estimate:
+    """The estimate with the largest micro-batch that fits; clips of a rank and step stay what they are. Micro-batch 1 where none fits."""
+    of_rank = case.config.per_device_train_batch_size * case.config.gradient_accumulation_steps
+    for micro_batch in (n for n in range(of_rank, 0, -1) if of_rank % n == 0):
+        config = replace(case.config, per_device_train_batch_size=micro_batch, gradient_accumulation_steps=of_rank // micro_batch)
+        tried = estimate(replace(case, config=config))
+        if not tried.shortages(machine):
+            break
+    return tried
+
+
+def changed_until_it_fits(case: Case, machine: Machine, shardings: list[Sharding]) -> tuple[Estimate, bool]:
+    """The first of `CHANGES` with which some JSON and micro-batch fit, and True; else the least demanding one, and False."""
+    changes = list(CHANGES)
+    if any("on the disk" in text for text in estimate(case).shortages(machine)):
+        changes.insert(0, {"save_total_limit": 1})
+    tried = []
+    for change in changes:
+        if "lora_r" in change and case.config.lora_r <= change["lora_r"]:
+            continue
+        config = replace(case.config, **change)
+        case = replace(case, config=config, size=tuned_size(case.size, config))
+        tried += options(case, machine, shardings) or [largest_micro_batch(case, machine)]
+        fitting = [one for one in tried if not one.shortages(machine)]
+        if fitting:
+            return fitting[0], True
+    return min(tried, key=lambda one: (len(one.shortages(machine)), memory.peak(one.device)[1], memory.peak(one.host)[1])), False
+
+
+def as_settings(old: TrainConfig, new: TrainConfig) -> str:
+    """What differs, as `--set` takes it."""
+    def text(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    return " ".join(f"{name}={text(getattr(new, name))}" for name in FIELDS if getattr(old, name) != getattr(new, name) and name != "engine")
+
+
+# Time
+
+def measured_speed(run: str | Path, case: Case) -> tuple[float | None, str]:
+    """Samples per second of an earlier run (the median of its rows, the first one left out), or None with the reason why they do not apply.
+
+    Raises ValueError where the folder is no run folder or its metrics cannot be read.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").is_file() or not (run / "metrics.jsonl").is_file():
+        raise ValueError(f"--run {run}: no run folder with config.yaml and metrics.jsonl; give the --out of launch/train.py")
+    earlier, ranks = read_back(run / "config.yaml"), read_json(run / "env.json", "the run folder is incomplete").get("ranks")
+    other = [f"{key} ({getattr(earlier, key)} there, {getattr(case.config, key)} here)" for key in SPEED_KEYS
+             if getattr(earlier, key) != getattr(case.config, key)]
+    other += [f"ranks ({ranks} there, {case.ranks} here)"] if ranks != case.ranks else []
+    if other:
+        return None, f"{run} ran with other settings: {'; '.join(other)}"
+    speeds = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        try:
+            speeds.append(float(json.loads(line)["samples_per_second"]))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"--run {run}: a row of metrics.jsonl has no samples_per_second: {line[:60]!r}") from None
+    if not speeds:
+        return None, f"{run} has no row in its metrics.jsonl yet"
+    return median(speeds[1:] or speeds), f"the speed of {run}, if this machine is the same"
+
+
+def time_of(case: Case, data: Data, run: str | Path | None) -> dict[str, Any]:
+    """Seconds of training, or null and the reason."""
+    if run is None:
+        return {"seconds": None, "samples_per_second": None, "reason": "no speed is known: give an earlier run of the same settings with --run"}
+    speed, reason = measured_speed(run, case)
+    if speed is None or case.steps is None:
+        return {"seconds": None, "samples_per_second": speed, "reason": reason if speed is None else "the number of steps is not known: give --data"}
+    config = case.config
+    samples = case.steps * global_batch(case) if config.max_steps > 0 or data.clips is None else len(data.clips) * config.num_train_epochs
+    return {"seconds": round(samples / speed, 1), "samples_per_second": speed, "reason": reason}
+
+
+# Answers
+
+def make_plan(config: TrainConfig, machine: Machine, data_folder: str | Path | None = None, run: str | Path | None = None) -> dict[str, Any]:
+    """Everything that `vlmphys plan` says, as plain values: sizes in bytes, undefined figures null with a reason."""
+    from vlmphys.model import load_config
+    hf = load_config(config.model)
+    size = model_size(config, hf)
+    folder = data_folder or (config.data if Path(config.data).is_dir() else None)
+    data = read_data(folder, config, size) if folder else assumed_data(config, size, hf)
+    case = case_of(config, size, data, machine)
+    shardings, refused = shipped_shardings(config)
+    given = estimate(case)
+    plan = {
+        "model": config.model, "machine": asdict(machine), "data": data.described,
+        "parameters": {"groups": size.parameters, "trained": trained_by_group(size, config), "trained_total": size.trained, "total": case.total,
+                       "image_tower": size.image_tower, "published_total": size.published},
+        "steps": case.steps, "steps_reason": None if case.steps else "nothing is packed: give --data, or max_steps in the config",
+        "global_batch": global_batch(case), "time": time_of(case, data, run),
+        "as_given": as_values(given, machine, config), "fits": not given.shortages(machine),
+        "options": [as_values(one, machine, config) for one in options(case, machine, shardings)], "refused_files": refused}
+    best, fits = (given, True) if plan["fits"] else changed_until_it_fits(case, machine, shardings)
+    return {**plan, "fitting" if fits else "least": as_values(best, machine, config), "least" if fits else "fitting": None}
+
+
+def as_values(one: Estimate, machine: Machine, given: TrainConfig) -> dict[str, Any]:
+    """An estimate as plain values; `set`: what it changes of the given config."""
+    config = one.case.config
+    return {"sharding": one.case.sharding.name, "per_device_train_batch_size": config.per_device_train_batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps, "ranks": one.case.ranks, "set": as_settings(given, config),
+            "gpu": one.device, "gpu_peak": memory.peak(one.device)[1] if one.device else None, "host": one.host, "host_peak": memory.peak(one.host)[1],
+            "disk": one.disk, "disk_total": sum(one.disk.values()), "shortages": one.shortages(machine)}
+
+
+def check_fits(config: TrainConfig) -> None:
+    """Refuse a run that cannot fit this machine: ValueError with the numbers and the cure. `force: true` in the config overrides.
+
+    Every rank is to call it before it connects: until then no rank has loaded anything, so all of them find the same memory free. How many
+    ranks there are is what the launcher's environment says.
+    """
+    if getattr(config, "force", False):
+        return
+    import psutil
+    ranks, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+    on_node = int(local or ranks)
+    size = model_size(config)
+    data = read_data(config.data, config, size)
+    machine = machine_of(config, of_rank=int(os.environ.get("LOCAL_RANK", 0)))
+    # What the ranks' libraries take already, and an earlier part of this run on disk, are part of the estimate.
+    machine = replace(machine, host=machine.host + on_node * psutil.Process().memory_info().rss, disk=machine.disk + folder_bytes(Path(config.out)))
+    case = case_of(config, size, data, machine, ranks, on_node)
+    shortages = estimate(case).shortages(machine, sure=True)
+    if not shortages:
+        return
+    best, fits = changed_until_it_fits(case, machine, shipped_shardings(config)[0])
+    cure = f"this fits: --set {as_settings(config, best.case.config)}" if fits else (
+        f"no change of its settings helps; the least is --set {as_settings(config, best.case.config)}, and even then {'; '.join(best.shortages(machine))}")
+    force = "; to start it all the same: --set force=true" if "force" in FIELDS else ""
+    raise ValueError(f"this run does not fit this machine: {'; '.join(shortages)}; {cure}{force}")
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below a folder; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def show(plan: dict[str, Any], console) -> None:
+    """The plan as tables and sentences."""
+    from rich.table import Table
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    counts = plan["parameters"]
+    table = Table("part", title=f"parameters of {plan['model']}", title_justify="left")
+    for column in ("parameters", "trained"):
+        table.add_column(column, justify="right")
+    for group, count in {**counts["groups"], **({"LoRA": counts["trained_total"]} if "LoRA" in counts["trained"] else {})}.items():
+        table.add_row(group, f"{count:,}", f"{counts['trained'][group]:,}" if group in counts["trained"] else "frozen")
+    table.add_section()
+    table.add_row("all that is loaded", f"{counts['total']:,}", f"{counts['trained_total']:,}")
+    table.add_row("published, both towers", f"{counts['published_total']:,}", "")
+    console.print(table)
+
+    given = plan["as_given"]
+    table = Table("where", "what", title=f"as given: {given['sharding']}, micro-batch {given['per_device_train_batch_size']} x "
+                  f"{given['gradient_accumulation_steps']} on {given['ranks']} rank(s); estimates", title_justify="left")
+    table.add_column("bytes", justify="right")
+    for where, phases, limit in (("each card", given["gpu"], plan["machine"]["gpu"]), ("host memory", given["host"], plan["machine"]["host"]),
+                                 ("disk", {"whole run": given["disk"]}, plan["machine"]["disk"])):
+        if not phases:
+            continue
+        phase, total = memory.peak(phases)
+        for part, size in phases[phase].items():
+            table.add_row(where, part, gib(size))
+        others = [f"{name} {gib(sum(parts.values()))}" for name, parts in phases.items() if name != phase]
+        table.add_row(where, f"most: {phase}" + (f" ({', '.join(others)})" if others else ""),
+                      f"{gib(total)} of {gib(limit)}", style="bold" if total <= limit else "bold red", end_section=True)
+    console.print(table)
+
+    if plan["options"]:
+        table = Table("file", title="the largest micro-batch that fits, same global batch", title_justify="left")
+        for column in ("micro-batch", "accumulation", "each card", "host memory", "disk"):
+            table.add_column(column, justify="right")
+        table.add_column("fits")
+        for one in plan["options"]:
+            table.add_row(one["sharding"], str(one["per_device_train_batch_size"]), str(one["gradient_accumulation_steps"]),
+                          gib(one["gpu_peak"]) if one["gpu_peak"] else "-", gib(one["host_peak"]), gib(one["disk_total"]),
+                          "yes" if not one["shortages"] else f"no: {'; '.join(one['shortages'])}")
+        console.print(table)
+
+    say(f"machine: {plan['machine']['described']}")
+    say(f"data: {plan['data']}")
+    say(f"steps: {plan['steps']}, {plan['global_batch']} clips each" if plan["steps"] else f"steps: not known, {plan['steps_reason']}")
+    time = plan["time"]
+    say(f"time: about {time['seconds'] / 60:.1f} minutes, from {time['reason']}" if time["seconds"] else f"time: not known, {time['reason']}")
+    for refusal in plan["refused_files"]:
+        say(f"left out: {refusal}")
+    if plan["fits"]:
+        say("it fits as it is")
+    else:
+        say(f"it does not fit: {'; '.join(given['shortages'])}")
+        if plan["fitting"]:
+            say(f"this fits: --set {plan['fitting']['set']}")
+        else:
+            say(f"nothing fits; the least: --set {plan['least']['set']}, and even then {'; '.join(plan['least']['shortages'])}")
