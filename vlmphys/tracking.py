@@ -26,7 +26,8 @@ class Tracker:
 
     def __init__(self, run: Path, console: Console, first_step: int, total_steps: int, steps_per_epoch: int, logging_steps: int, window: list[float]):
         self.path = run / "metrics.jsonl"
-        self.console, self.total_steps, self.steps_per_epoch, self.logging_steps = console, total_steps, steps_per_epoch, logging_steps
+        self.console, self.logging_steps = console, logging_steps
+        self.first_step, self.total_steps, self.steps_per_epoch = first_step, total_steps, steps_per_epoch
         keep_rows(self.path, first_step)
         self.rows = open(self.path, "a", encoding="utf-8")
         self.board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1)
@@ -70,7 +71,9 @@ class Tracker:
             self.progress.update(self.task, completed=step, figures=figures)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES or step == self.total_steps:
             self.last_line = now
-            say(self.console, f"step {step}/{self.total_steps}  {figures}  {now - self.started:.0f} s")
+            passed = now - self.started
+            left = passed / (step - self.first_step) * (self.total_steps - step)
+            say(self.console, f"step {step}/{self.total_steps}  {figures}  {passed:.0f} s, {left:.0f} s left")
 
     def close(self) -> None:
         """Flush and release everything; also after an error."""

@@ -36,7 +36,7 @@ def aurocs(scores: Path, variant: str | None = None) -> dict[str, float]:
     """Category -> AUROC from a scores.json; `variant` picks a run where it holds several."""
     document = json.loads(scores.read_text())
     if "runs" in document:
-        names = [name for name in document["runs"] if variant in name]
+        names = [name for name in document["runs"] if variant and variant in name]
         assert len(names) == 1, (variant, list(document["runs"]))
         document = document["runs"][names[0]]
     return {category: row["auroc"] for category, row in document["per_category"].items()}
@@ -128,12 +128,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--controls", default="untrained,shuffled,wild", help="which of untrained, shuffled, wild to add; may be empty")
+    parser.add_argument("--full-seeds", type=int, default=3, metavar="N", help="the first N seeds train all three variants, the others multi_turn alone")
     options = parser.parse_args()
     out, seeds, controls = options.out.resolve(), [int(seed) for seed in options.seeds.split(",")], options.controls.split(",")
+    full = seeds[:max(1, options.full_seeds)]
     for seed in seeds:
-        quickstart(out / f"seed_{seed}", seed, ",".join(VARIANTS))
+        quickstart(out / f"seed_{seed}", seed, ",".join(VARIANTS if seed in full else VARIANTS[:1]))
     first = out / f"seed_{seeds[0]}"
-    lines = [(f"{variant}, trained", [aurocs(out / f"seed_{seed}" / "scores" / "scores.json", variant) for seed in seeds]) for variant in VARIANTS]
+    lines = [(f"{variant}, trained", [aurocs(out / f"seed_{seed}" / "scores" / "scores.json", variant) for seed in (seeds if variant == VARIANTS[0] else full)])
+             for variant in VARIANTS]
     if "untrained" in controls:
         lines.append(("untrained base", [untrained(out / f"untrained_{seed}", out / f"seed_{seed}" / "packed") for seed in seeds]))
     if "shuffled" in controls:
