@@ -15,16 +15,20 @@ find_python() {
 }
 
 ensure_environment() {  # $1: extras to install, such as "[test]", or empty
-    local extras="${1:-}" wanted
+    local extras="${1:-}" wanted python
     command -v c++ >/dev/null || command -v g++ >/dev/null ||
         fail "no C++ compiler was found: DeepSpeed compiles its CPU optimizer with one (Debian: apt install g++)"
     wanted="$(cat setup.cfg pyproject.toml constraints.txt | cksum | cut -d' ' -f1)"
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -x .venv/bin/pip ]; then
+        python="$(find_python)" || exit 2
         echo "making .venv"
-        "$(find_python)" -m venv .venv || fail "python cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)"
+        rm -rf .venv
+        "$python" -m venv .venv || { rm -rf .venv; fail "$python cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)"; }
     fi
     local stamp=.venv/.vlmphys-installed
-    if [ ! -f "$stamp" ] || ! grep -qx "$wanted${extras}" "$stamp"; then
+    # Lines of one hash are the extras that were installed for it; another hash begins a new stamp.
+    if [ -f "$stamp" ] && ! grep -q "^$wanted" "$stamp"; then rm -f "$stamp"; fi
+    if [ ! -f "$stamp" ] || ! grep -qxF "$wanted${extras}" "$stamp"; then
         echo "installing the package and what it needs into .venv (once; a few minutes)"
         .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${extras}" ||
             fail "the installation failed: see the lines above; nothing else was changed"

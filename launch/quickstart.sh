@@ -31,8 +31,12 @@ while [ $# -gt 0 ]; do
     esac
 done
 check_variants "$variants"
-case "$clips" in ''|*[!0-9]*|0|1) fail "--clips-per-state is '$clips': a number of at least 2 is needed, one clip to train on and one to test" ;; esac
+check_number --clips-per-state "$clips" 2 "one clip to train on and one to test"
 per_anomaly="${per_anomaly:-$((clips * 2 / 3))}"
+check_number --per-anomaly "$per_anomaly" 1
+check_number --seed "$seed" 0
+[ -z "$steps" ] || check_number --max-steps "$steps" 1
+case "$appearance" in physad|wild) ;; *) fail "unknown appearance '$appearance': allowed are physad, wild" ;; esac
 [ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 
 ensure_environment
@@ -42,15 +46,18 @@ if [ -z "$videos" ]; then
     videos="$out/videos"
     stage "$marks/simulate" "simulating clips" "" \
         python data_prep/simulate.py --out "$videos" --clips-per-state "$clips" --size 112 --seed "$seed" --appearance "$appearance"
-    after_videos="$marks/simulate"
+    input="$marks/simulate"
+else
+    input="$out/videos.list"
+    list_videos "$videos" "$input"
 fi
-stage "$marks/split" "splitting" "${after_videos:-}" \
+stage "$marks/split" "splitting" "$input" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak --per-anomaly "$per_anomaly" --seed "$seed"
-stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
+stage "$marks/pack" "packing frames and dialogues" "$marks/split vlmphys/tiny_base/config.json vlmphys/tiny_base/tokenizer.json" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed"
 predictions=() finished=""
 for variant in ${variants//,/ }; do
-    stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack" \
+    stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack launch/recipes/quickstart.yaml ds_configs/zero2_offload.json vlmphys/tiny_base/model.safetensors" \
         deepspeed --num_gpus 1 launch/train.py --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
         --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"}
     drop_stale "$out/$variant/predictions.jsonl" "$marks/train-$variant"

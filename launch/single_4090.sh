@@ -33,15 +33,18 @@ done
 [ -n "$videos" ] && [ -n "$model" ] || { usage >&2; fail "--videos and --model are needed"; }
 [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 check_variants "$variant"
+[ -z "$per_anomaly" ] || check_number --per-anomaly "$per_anomaly" 1
+case "$tune" in lora|full) ;; *) fail "unknown --tune '$tune': allowed are lora, full" ;; esac
 
 ensure_environment
 claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} set=${settings[*]:-}"
 marks="$out/done"
-stage "$marks/split" "splitting" "" \
+list_videos "$videos" "$out/videos.list"
+stage "$marks/split" "splitting" "$out/videos.list" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
 stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant"
-stage "$marks/train" "fine-tuning" "$marks/pack" \
+stage "$marks/train" "fine-tuning" "$marks/pack launch/recipes/single_4090.yaml ds_configs/single_4090.json" \
     deepspeed --num_gpus 1 launch/train.py --config launch/recipes/single_4090.yaml --data "$out/packed" --model "$model" --variant "$variant" \
     --out "$out/run" --set "tune=$tune" ${settings[@]:+"${settings[@]}"}
 drop_stale "$out/predictions.jsonl" "$marks/train"

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlmphys.files import json_bytes, read_json, write_atomic
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
@@ -78,6 +79,9 @@ def plan_clips(root: Path, config: SimulationConfig) -> list[ClipJob]:
 
 def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = None) -> int:
     """Write the bench into `root`, skipping clips that are there; returns how many were written. Raises ValueError for a folder that is not ours."""
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"--workers is {workers}: at least 1 is needed")
     _claim_folder(root, config)
     jobs = [job for job in plan_clips(root, config) if not job.path.exists()]
     total = len(plan_clips(root, config))
@@ -86,7 +90,7 @@ def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = N
         return 0
     bar = Progress(TextColumn("simulate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     context = multiprocessing.get_context("spawn")
-    with bar, context.Pool(workers or os.cpu_count(), initializer=cv2.setNumThreads, initargs=(1,)) as processes:
+    with bar, context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
         task, frames = bar.add_task("simulate", total=len(jobs), rate=""), 0
         for written in processes.imap_unordered(write_clip, jobs, chunksize=4):
             frames += written
@@ -100,7 +104,7 @@ def _claim_folder(root: Path, config: SimulationConfig) -> None:
     """Make the folder ours, or refuse: one that holds other things, or a bench of other settings, is left as it is."""
     settings, wanted = root / SETTINGS_FILE, asdict(config) | {"categories": list(config.categories)}
     if settings.is_file():
-        found = json.loads(settings.read_text())
+        found = read_json(settings, "give another --out")
         differing = sorted(key for key in wanted if found.get(key) != wanted[key])
         if differing:
             key = differing[0]
@@ -109,7 +113,7 @@ def _claim_folder(root: Path, config: SimulationConfig) -> None:
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root} exists and is not a simulated bench: give a new folder as --out")
     root.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(wanted, indent=2) + "\n")
+    write_atomic(settings, json_bytes(wanted))
 
 
 def write_clip(job: ClipJob) -> int:

@@ -13,10 +13,13 @@ pytestmark = pytest.mark.integration
 @pytest.mark.parametrize(("script", "arguments", "message"), [
     ("quickstart", ["--variants", "multi_turn,two_turn"], "unknown variant 'two_turn': allowed are multi_turn, single_turn, no_physics"),
     ("quickstart", ["--clips-per-state", "many"], "--clips-per-state is 'many'"),
-    ("quickstart", ["--clips-per-state", "1"], "a number of at least 2 is needed"),
+    ("quickstart", ["--clips-per-state", "1"], "at least 2 is needed, one clip to train on and one to test"),
+    ("quickstart", ["--appearance", "sepia"], "unknown appearance 'sepia'"),
+    ("quickstart", ["--seed", "x"], "--seed is 'x'"),
     ("quickstart", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
     ("quickstart", ["--clips"], "unknown option --clips"),
     ("quickstart", ["--seed"], "--seed needs a value"),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--tune", "all"], "unknown --tune 'all'"),
     ("single_4090", [], "--videos and --model are needed"),
     ("single_4090", ["--videos", "no/such/folder", "--model", "tiny"], "--videos 'no/such/folder' is no folder"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--variant", "none"], "unknown variant 'none'"),
@@ -59,6 +62,26 @@ def test_one_folder_holds_one_set_of_settings(repository, tmp_path):
     assert "went on" in stages(repository, tmp_path, claim % 30).stdout
     refused = stages(repository, tmp_path, claim % 12)
     assert refused.returncode == 2 and "made with other settings (clips=30), not (clips=12)" in refused.stderr and "went on" not in refused.stdout
+
+
+def test_a_folder_of_others_is_not_claimed_and_a_refused_first_stage_leaves_nothing(repository, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes").touch()
+    refused = stages(repository, tmp_path, 'claim_out "$T/theirs" "clips=1"')
+    assert refused.returncode == 2 and "was not made by this script" in refused.stderr
+    assert stages(repository, tmp_path, 'claim_out "$T/a b" "clips=1"').returncode == 2
+    assert stages(repository, tmp_path, 'claim_out "$T/out" "x"; stage "$T/out/done/a" "first" "" false').returncode == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
+
+
+def test_a_clip_that_comes_repeats_the_stages(repository, tmp_path):
+    run = 'claim_out "$T/out" "x"; list_videos "$T/videos" "$T/out/videos.list"; stage "$T/out/done/a" "first" "$T/out/videos.list" bash -c "echo a >> $T/log"'
+    (tmp_path / "videos").mkdir()
+    for expected in (1, 1, 2):
+        if expected == 2:
+            (tmp_path / "videos" / "new.mp4").touch()
+        assert stages(repository, tmp_path, run).returncode == 0
+        assert len((tmp_path / "log").read_text().split()) == expected
 
 
 def test_predictions_older_than_the_model_are_made_anew(repository, tmp_path):

@@ -77,6 +77,12 @@ def test_bad_settings_are_refused(changes, message):
         small(**changes)
 
 
+def test_a_bad_number_of_workers_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="--workers is 0"):
+        simulate_bench(tmp_path / "videos", small(), workers=0)
+    assert not (tmp_path / "videos").exists()
+
+
 def test_encoding_keeps_the_picture(tmp_path):
     gradient = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
     assert encode_h264(tmp_path / "x.mp4", [gradient] * 3, 64) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     else:
         pool = simulate(config.tower_clips, "tower", config.tower_sound_share)
         train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.tower_rate, config.seed, reporter("tower", config.tower_steps))
-        save_file(tower.state_dict(), saved_tower)
+        partial = saved_tower.with_suffix(".partial")
+        save_file(tower.state_dict(), partial)
+        os.replace(partial, saved_tower)
 
     pool = simulate(config.language_clips, "language", config.language_sound_share)
     features = frame_features(tower, pool.frames_NTHWC)
