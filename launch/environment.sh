@@ -29,8 +29,8 @@ ensure_environment() {  # $1: extras to install, such as "[test]", or empty
     # Lines of one hash are the extras that were installed for it; another hash begins a new stamp.
     if [ -f "$stamp" ] && ! grep -q "^$wanted" "$stamp"; then rm -f "$stamp"; fi
     if [ ! -f "$stamp" ] || ! grep -qxF "$wanted${extras}" "$stamp"; then
-        echo "installing the package and what it needs into .venv (once; a few minutes)"
-        .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${extras}" ||
+        echo "installing the package and what it needs into .venv (once; a few minutes and 2 GB, more with CUDA)"
+        .venv/bin/python -m pip install --progress-bar on --quiet --constraint constraints.txt --editable ".${extras}" ||
             fail "the installation failed: see the lines above; nothing else was changed"
         echo "$wanted${extras}" >> "$stamp"
     fi

@@ -8,23 +8,25 @@ cd "$(dirname "$0")/.."
 usage() {
     cat <<EOF
 usage: bash launch/quickstart.sh [--videos DIR] [--variants multi_turn,single_turn,no_physics] [--clips-per-state N]
-                                 [--per-anomaly N] [--max-steps N] [--appearance physad|wild] [--seed N] [--out runs/quickstart]
+                                 [--per-anomaly N] [--priors DIR] [--max-steps N] [--appearance physad|wild] [--seed N] [--out runs/quickstart]
   --videos DIR          your own clips in the Phys-AD layout instead of simulated ones
   --clips-per-state N   simulated clips in each test folder; the train folder gets twice as many   [$clips]
-  --per-anomaly N       anomalous clips of each class that go from test to train                   [two thirds of --clips-per-state]
+  --per-anomaly N       anomalous clips of each class that go from test to train    [simulated: two thirds of --clips-per-state;
+                        with --videos: the published number of each class]
+  --priors DIR          your own <category>.yaml files beside those of vlmphys/priors/
   --max-steps N         optimizer steps a variant                                                  [as in launch/recipes/quickstart.yaml]
-A second run skips what is done; after an interruption it goes on.
+Relative paths start at the root of the repository. A second run skips what is done; after an interruption it goes on.
 EOF
 }
 
-videos="" variants="multi_turn,single_turn,no_physics" clips=30 per_anomaly="" steps="" appearance=physad seed=0 out=runs/quickstart
+videos="" variants="multi_turn,single_turn,no_physics" clips=30 per_anomaly="" priors="" steps="" appearance=physad seed=0 out=runs/quickstart
 while [ $# -gt 0 ]; do
     case "$1" in
         -h|--help) usage; exit 0 ;;
-        --videos|--variants|--clips-per-state|--per-anomaly|--max-steps|--appearance|--seed|--out)
+        --videos|--variants|--clips-per-state|--per-anomaly|--priors|--max-steps|--appearance|--seed|--out)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case "$1" in
-                --videos) videos="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;;
+                --videos) videos="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;;
                 --max-steps) steps="$2" ;; --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
             esac; shift 2 ;;
         *) usage >&2; fail "unknown option $1" ;;
@@ -32,15 +34,18 @@ while [ $# -gt 0 ]; do
 done
 check_variants "$variants"
 check_number --clips-per-state "$clips" 2 "one clip to train on and one to test"
-per_anomaly="${per_anomaly:-$((clips * 2 / 3))}"
-check_number --per-anomaly "$per_anomaly" 1
+[ -n "$videos" ] || per_anomaly="${per_anomaly:-$((clips * 2 / 3))}"
+[ -z "$per_anomaly" ] || check_number --per-anomaly "$per_anomaly" 1
+[ -n "$videos" ] || [ "$per_anomaly" -lt "$clips" ] ||
+    fail "--per-anomaly is $per_anomaly: of --clips-per-state $clips at least one must be left to test, so give at most $((clips - 1))"
+[ -z "$priors" ] || [ -d "$priors" ] || fail "--priors '$priors' is no folder"
 check_number --seed "$seed" 0
 [ -z "$steps" ] || check_number --max-steps "$steps" 1
 case "$appearance" in physad|wild) ;; *) fail "unknown appearance '$appearance': allowed are physad, wild" ;; esac
 [ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 
 ensure_environment
-claim_out "$out" "videos=${videos:-simulated} clips-per-state=$clips per-anomaly=$per_anomaly appearance=$appearance seed=$seed max-steps=${steps:-recipe}"
+claim_out "$out" "videos=${videos:-simulated} clips-per-state=$clips per-anomaly=${per_anomaly:-published} priors=${priors:-own} appearance=$appearance seed=$seed max-steps=${steps:-recipe}"
 marks="$out/done"
 if [ -z "$videos" ]; then
     videos="$out/videos"
@@ -52,9 +57,9 @@ else
     list_videos "$videos" "$input"
 fi
 stage "$marks/split" "splitting" "$input" \
-    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak --per-anomaly "$per_anomaly" --seed "$seed"
+    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"} --seed "$seed"
 stage "$marks/pack" "packing frames and dialogues" "$marks/split vlmphys/tiny_base/config.json vlmphys/tiny_base/tokenizer.json" \
-    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed"
+    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed" ${priors:+--priors "$priors"}
 predictions=() finished=""
 for variant in ${variants//,/ }; do
     stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack launch/recipes/quickstart.yaml ds_configs/zero2_offload.json vlmphys/tiny_base/model.safetensors" \

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from rich.console import Console
 
 from vlmphys.files import write_atomic
-from vlmphys.predictions import read_labels, read_predictions
+from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict
 from vlmphys.report import last_losses, write_html
@@ -52,6 +53,14 @@ def reference_reader(priors: Path | None):
     return reference_of
 
 
+def check_fingerprints(tables: Iterable[Predictions], fingerprint: str, data: Path) -> None:
+    """Refuse rows that say that they were predicted on another packed folder: its split and its frames would be shown as theirs."""
+    for table in tables:
+        if others := table.data_fingerprints - {fingerprint}:
+            raise ValueError(f"{table.path} was predicted on other packed data (fingerprint {min(others)[:12]}) than --data {data} "
+                             f"({fingerprint[:12]}): give the folder that it was predicted on, or leave --data out")
+
+
 def score(arguments: argparse.Namespace) -> None:
     """Read, compute, print and write; nothing is written before all of it is computed."""
     if arguments.out.exists() and not arguments.out.is_dir():
@@ -59,12 +68,14 @@ def score(arguments: argparse.Namespace) -> None:
     labels = read_labels(arguments.labels) if arguments.labels else None
     frames = split = None
     if arguments.data:
-        from vlmphys.shards import FramesTable
-        from vlmphys.splits import load_split
-        frames, split = FramesTable.open(arguments.data / "frames"), load_split(arguments.data / "split.json")
+        from vlmphys.shards import open_packed
+        packed = open_packed(arguments.data)
+        frames, split = packed.frames, packed.split
     files = name_runs(arguments.predictions)
     folders = name_runs(arguments.run) if arguments.run else {name: path.parent for name, path in files.items() if path.parent.is_dir()}
     predictions = {name: read_predictions(path, labels) for name, path in files.items()}
+    if arguments.data:
+        check_fingerprints(predictions.values(), packed.fingerprint, arguments.data)
     losses = {name: last_losses(folder) for name, folder in folders.items()}
     runs = {name: score_predictions(table, arguments.threshold, arguments.seed, split) for name, table in predictions.items()}
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row})

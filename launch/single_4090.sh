@@ -8,24 +8,25 @@ cd "$(dirname "$0")/.."
 usage() {
     cat <<EOF
 usage: bash launch/single_4090.sh --videos DIR --model MODEL [--variant multi_turn] [--tune lora|full] [--out runs/single_4090]
-                                  [--per-anomaly N] [--set key=value]...
+                                  [--per-anomaly N] [--priors DIR] [--set key=value]...
   --videos DIR      clips in the Phys-AD layout: <category>/train/*.mp4, <category>/test/<state>/*.mp4
   --model MODEL     a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'
   --per-anomaly N   anomalous clips of each class that go from test to train   [the published number of each class]
+  --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
   --set key=value   any key of launch/recipes/single_4090.yaml, more than once if need be
-A second run skips what is done; after an interruption it goes on.
+Relative paths start at the root of the repository. A second run skips what is done; after an interruption it goes on.
 EOF
 }
 
-videos="" model="" variant=multi_turn tune=lora out=runs/single_4090 per_anomaly="" settings=()
+videos="" model="" variant=multi_turn tune=lora out=runs/single_4090 per_anomaly="" priors="" settings=()
 while [ $# -gt 0 ]; do
     case "$1" in
         -h|--help) usage; exit 0 ;;
-        --videos|--model|--variant|--tune|--out|--per-anomaly|--set)
+        --videos|--model|--variant|--tune|--out|--per-anomaly|--priors|--set)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case "$1" in
                 --videos) videos="$2" ;; --model) model="$2" ;; --variant) variant="$2" ;; --tune) tune="$2" ;;
-                --out) out="$2" ;; --per-anomaly) per_anomaly="$2" ;; --set) settings+=("$2") ;;
+                --out) out="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;; --set) settings+=("$2") ;;
             esac; shift 2 ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -34,16 +35,17 @@ done
 [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 check_variants "$variant"
 [ -z "$per_anomaly" ] || check_number --per-anomaly "$per_anomaly" 1
+[ -z "$priors" ] || [ -d "$priors" ] || fail "--priors '$priors' is no folder"
 case "$tune" in lora|full) ;; *) fail "unknown --tune '$tune': allowed are lora, full" ;; esac
 
 ensure_environment
-claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} set=${settings[*]:-}"
+claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} priors=${priors:-own} set=${settings[*]:-}"
 marks="$out/done"
 list_videos "$videos" "$out/videos.list"
 stage "$marks/split" "splitting" "$out/videos.list" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
 stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
-    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant"
+    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" ${priors:+--priors "$priors"}
 stage "$marks/train" "fine-tuning" "$marks/pack launch/recipes/single_4090.yaml ds_configs/single_4090.json" \
     deepspeed --num_gpus 1 launch/train.py --config launch/recipes/single_4090.yaml --data "$out/packed" --model "$model" --variant "$variant" \
     --out "$out/run" --set "tune=$tune" ${settings[@]:+"${settings[@]}"}

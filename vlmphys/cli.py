@@ -5,23 +5,30 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
+from typing import Any
+
+GIB = 1 << 30
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="vlmphys", description="What a run will take, and what this machine can do. Training, prediction and scoring: see launch/.")
+    top = argparse.ArgumentParser(prog="vlmphys", description="What a run will take, and what this machine can do. For the rest: launch/.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    plan = commands.add_parser("plan", help="memory, disk, steps and time of a run before anything is loaded",
-                               description="What a run takes, from its config and the model's config alone. Exit status 0: it fits; 1: it does not; 2: bad input.")
+    plan = commands.add_parser(
+        "plan", help="memory, disk, steps and time of a run before anything is loaded",
+        description="What a run takes, from its config and the model's config alone. Exit status 0: it fits; 1: it does not; 2: bad input.")
     plan.add_argument("--config", help="YAML file, for instance launch/recipes/single_4090.yaml")
-    plan.add_argument("--set", dest="overrides", metavar="key=value", action="append", nargs="+", default=[], help="override a key of the config")
+    plan.add_argument("--set", dest="overrides", metavar="key=value", action="append", nargs="+", default=[],
+                      help="override a key of the config")
     plan.add_argument("--gpu-gib", type=float, metavar="N", help="memory of one card, GiB   [the cards of this machine]")
     plan.add_argument("--host-gib", type=float, metavar="M", help="host memory of the machine, GiB   [what is free here]")
     plan.add_argument("--gpus", type=int, metavar="K", help="cards, all in one machine   [1 with --gpu-gib, else all of this machine]")
     plan.add_argument("--data", metavar="DIR", help="packed data, for lengths and steps   [the config's, where it exists]")
     plan.add_argument("--run", metavar="DIR", help="an earlier run with the same settings, for the time")
-    doctor = commands.add_parser("doctor", help="what this machine has, and what of vlmphys works on it",
-                                 description="Exit status 0: bash launch/quickstart.sh would work; 1: it would not, and the table says why.")
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has, and what of vlmphys works on it",
+        description="Exit status 0: bash launch/quickstart.sh would work; 1: it would not, and the table says why.")
     doctor.add_argument("--build", action="store_true", help="also compile DeepSpeed's CPU optimizer, about a minute")
     for command in (plan, doctor):
         command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
@@ -42,27 +49,154 @@ def plan(arguments: argparse.Namespace) -> int:
     """`vlmphys plan`."""
     from vlmphys.config import load_config
     config = load_config(arguments.config, [text for group in arguments.overrides for text in group])
-    from vlmphys import plan as plans
-    machine = plans.machine_of(config, arguments.gpu_gib, arguments.host_gib, arguments.gpus)
-    result = plans.make_plan(config, machine, arguments.data, arguments.run)
-    _print(result, arguments.json, plans.show)
+    from vlmphys.plan import machine_of, make_plan
+    machine = machine_of(config, arguments.gpu_gib, arguments.host_gib, arguments.gpus)
+    result = make_plan(config, machine, arguments.data, arguments.run)
+    _print(result, arguments.json, show_plan)
     return 0 if result["fits"] else 1
 
 
 def doctor(arguments: argparse.Namespace) -> int:
     """`vlmphys doctor`."""
-    from vlmphys import doctor as doctors
-    result = doctors.report(arguments.build)
-    _print(result, arguments.json, doctors.show)
+    from vlmphys.doctor import report
+    result = report(arguments.build)
+    _print(result, arguments.json, show_doctor)
     return 0 if result["quickstart"] else 1
 
 
-def _print(result: dict, as_json: bool, show) -> None:
+def _print(result: dict[str, Any], as_json: bool, show) -> None:
     if as_json:
         print(json.dumps(result, indent=1))
+        return
+    from rich.console import Console
+    show(result, Console())
+
+
+def _gib(size: float | None) -> str:
+    """Bytes as a text in GiB, or MiB where that reads better; `-` for None."""
+    if size is None:
+        return "-"
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.1f} MiB"
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
+    """An empty table; columns named in `right` are aligned there, and no cell is cut short."""
+    from rich.table import Table
+    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def show_plan(result: dict[str, Any], console) -> None:
+    """A plan as tables and sentences."""
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    console.print(_parameters(result))
+    console.print(_as_given(result))
+    if result["options"]:
+        console.print(_options(result))
+    for one in result["options"]:
+        if one["shortages"]:
+            say(f"{Path(one['sharding']).name}: {'; '.join(one['shortages'])}")
+    say(f"machine: {result['machine']['described']}")
+    say(f"data: {result['data']}")
+    steps = f"{result['steps']}, {result['global_batch']} clips each" if result["steps"] else f"not known, {result['steps_reason']}"
+    say(f"steps: {steps}")
+    time = result["time"]
+    say(f"time: about {time['seconds'] / 60:.1f} minutes, at {time['reason']}" if time["seconds"] else f"time: not known, {time['reason']}")
+    for refusal in result["refused_files"]:
+        say(f"left out: {refusal}")
+    if result["fits"]:
+        say("it fits as it is")
+        return
+    say(f"it does not fit: {'; '.join(result['as_given']['shortages'])}")
+    if result["fitting"]:
+        say(f"this fits: --set {result['fitting']['set']}")
     else:
-        from rich.console import Console
-        show(result, Console())
+        say(f"nothing fits; the least: --set {result['least']['set']}, and even then {'; '.join(result['least']['shortages'])}")
+
+
+def _parameters(result: dict[str, Any]):
+    counts = result["parameters"]
+    table = _table(f"parameters of {result['model']}", "part", "parameters", "trained", right=("parameters", "trained"))
+    groups = {**counts["groups"], **({"LoRA": counts["trained_total"]} if "LoRA" in counts["trained"] else {})}
+    for group, count in groups.items():
+        table.add_row(group, f"{count:,}", f"{counts['trained'][group]:,}" if group in counts["trained"] else "frozen")
+    table.add_section()
+    table.add_row("all that is loaded", f"{counts['total']:,}", f"{counts['trained_total']:,}")
+    table.add_row("published, with both towers", f"{counts['published_total']:,}", "")
+    return table
+
+
+def _as_given(result: dict[str, Any]):
+    """Each place's parts in the phase in which it is fullest, and what the other phases come to."""
+    given, machine = result["as_given"], result["machine"]
+    table = _table(f"as given: {Path(given['sharding']).name}, {_batch(given)}, estimates", "where", "what", "bytes", right=("bytes",))
+    for where, phases, limit in (("each card", given["gpu"], machine["gpu"]), ("host memory", given["host"], machine["host"]),
+                                 ("disk", {"the whole run": given["disk"]}, machine["disk"])):
+        totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
+        if not totals:
+            continue
+        fullest = max(totals, key=totals.get)
+        for phase, total in totals.items():
+            if phase != fullest:
+                table.add_row(where, phase, _gib(total), style="dim")
+        table.add_row(where, fullest, f"{_gib(totals[fullest])} of {_gib(limit)}", style="bold" if totals[fullest] <= limit else "bold red")
+        for part, size in phases[fullest].items():
+            if size:
+                table.add_row("", f"  {part}", _gib(size))
+        table.add_section()
+    return table
+
+
+def _options(result: dict[str, Any]):
+    """The largest micro-batch that fits with each DeepSpeed file, best first."""
+    numbers = ("each card", "host memory", "disk")
+    table = _table("the largest micro-batch that fits, with the same global batch", "file", "batch", *numbers, "fits", right=numbers)
+    for one in result["options"]:
+        table.add_row(Path(one["sharding"]).stem, _batch(one), _gib(one["gpu_peak"]), _gib(one["host_peak"]), _gib(one["disk_total"]),
+                      "no" if one["shortages"] else "yes")
+    return table
+
+
+def _batch(one: dict[str, Any]) -> str:
+    """Micro-batch, accumulation and ranks: their product is the global batch."""
+    ranks = f"{one['ranks']} rank{'s' if one['ranks'] > 1 else ''}"
+    return f"{one['per_device_train_batch_size']} x {one['gradient_accumulation_steps']} x {ranks}"
+
+
+def show_doctor(result: dict[str, Any], console) -> None:
+    """What there is, and what works."""
+    from rich.text import Text
+    here = _table("this machine")
+    for name, value in _machine_rows(result):
+        here.add_row(name, Text(value))
+    console.print(here)
+    works = _table("what works here")
+    for check in result["checks"]:
+        works.add_row(check["part"], Text("yes", "green") if check["works"] else Text("no", "red"), Text(check["remark"]))
+    console.print(works)
+
+
+def _machine_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    cpu, memory, adam, video = result["cpu"], result["host_memory"], result["cpu_adam"], result["video"]
+    gpus = [f"{gpu['name']}, {_gib(gpu['free'])} of {_gib(gpu['total'])} free, {'bf16' if gpu['bf16'] else 'no bf16'}"
+            for gpu in result["gpus"]]
+    compiled = f"{'compatible' if adam['compatible'] else 'not compatible'}, {'compiled' if adam['compiled'] else 'not compiled'}"
+    return [
+        ("python", f"{result['python']}, {sys.executable}"),
+        *((name, version or "not installed") for name, version in result["packages"].items()),
+        ("GPU", "; ".join(gpus) or "none"),
+        ("CPU", f"{cpu['cores']} core(s), {cpu['name']}, {'with' if cpu['avx512_bf16'] else 'without'} avx512_bf16"),
+        ("host memory", f"{_gib(memory['available'])} of {_gib(memory['total'])} free"),
+        ("disk", f"{_gib(result['free_disk'])} free in this folder"),
+        ("C++ compiler", result["compiler"] or "none"), ("ninja", result["ninja"] or "none"), ("cpu_adam", adam["error"] or compiled),
+        ("readers", "; ".join(f"{name}: {state}" for name, state in video["readers"].items())),
+        ("codecs", ", ".join(f"{name}: {'yes' if there else 'no'}" for name, there in video["codecs"].items())),
+        ("H.264 encoder", video["h264_encoder"] or "none"),
+        ("tiny model", f"lacks {', '.join(result['tiny_base']['missing'])}" if result["tiny_base"]["missing"] else "there")]
 
 
 if __name__ == "__main__":

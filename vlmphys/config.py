@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,15 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def read_back(path: Path) -> TrainConfig:
-    """The config of a run folder's `config.yaml`. It is not checked again: the run that wrote it did."""
+    """The config of a run folder's `config.yaml`. Its values are not checked again: the run that wrote it did.
+
+    Raises ValueError for keys that are not known here: another version wrote them, and what they asked for would be lost.
+    """
     stored = _read_yaml(path)
-    return TrainConfig(**{key: value for key, value in stored.items() if key in FIELDS})
+    unknown = [f"unknown key {key!r}{_nearest(key, FIELDS)}" for key in stored if key not in FIELDS]
+    if unknown:
+        raise ValueError(_joined(str(path), unknown) + "; use the vlmphys that wrote it")
+    return TrainConfig(**stored)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -167,8 +174,11 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
             problems.append(f"sets {key!r}, which the run's config decides: remove it there and use {BELONGS_TO_RUN[key]!r}")
         elif key not in DEEPSPEED_KEYS:
             problems.append(f"has the unknown key {key!r}{_nearest(key, DEEPSPEED_KEYS)}")
-    stage = settings.get("zero_optimization", {}).get("stage")
-    if stage not in ZERO_STAGES:
+    sharding = settings.get("zero_optimization", {})
+    stage = sharding.get("stage") if isinstance(sharding, dict) else None
+    if not isinstance(sharding, dict):
+        problems.append(f"has zero_optimization {sharding!r}: an object is needed, for instance {{\"stage\": 2}}")
+    elif stage not in ZERO_STAGES:
         problems.append(f"has zero_optimization.stage {stage!r}: allowed are {', '.join(map(str, ZERO_STAGES))} (without sharding use engine: plain)")
     if problems:
         raise ValueError(_joined(f"deepspeed: {path}", problems))
@@ -204,10 +214,10 @@ def _coerce(key: str, value: Any) -> Any:
         raise ValueError(f"{key} is {value!r}: a text is needed")
     try:
         number = float(value) if not isinstance(value, bool) else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
-    if number is None or number != number or (kind == "int" and number != int(number)):
-        raise ValueError(f"{key} is {value!r}: {'a whole number' if kind == 'int' else 'a number'} is needed")
+    if number is None or not math.isfinite(number) or (kind == "int" and number != int(number)):
+        raise ValueError(f"{key} is {value!r}: {'a whole number' if kind == 'int' else 'a finite number'} is needed")
     return int(number) if kind == "int" else number
 
 

@@ -17,12 +17,18 @@ from typing import Any
 
 GIB = 1 << 30
 PACKAGES = ("vlmphys", "torch", "deepspeed", "transformers", "peft", "decord", "av", "pyarrow")
+READERS = ("pyav", "decord")
+LEVELS = (40, 90, 140, 190)     # brightness of the frames of the clip that the readers are tried on
 DECODERS = {"h264": ("h264",), "hevc": ("hevc",), "av1": ("libdav1d", "libaom-av1", "av1")}
 H264_ENCODERS = ("libx264", "h264")
 TINY_FILES = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
+WORKS = "works"
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 # What the quick start was seen to take, rounded up: the training process, its launcher, packing workers; clips, packed data, three runs.
 QUICKSTART_HOST_GIB, QUICKSTART_DISK_GIB = 3, 2
+BIG_MODEL_GIB = 18              # LoRA on a 7B model, by `vlmphys plan` for launch/recipes/single_4090.yaml
+NEEDED_BY_QUICKSTART = ("packages", "reading video", "writing video", "tiny model", "CPU optimizer", "disk")
+NO_OFFLOAD = "or use a JSON without offload_optimizer, such as ds_configs/zero2.json"
 INSTALL = "python -m pip install --constraint constraints.txt --editable ."
 
 
@@ -56,7 +62,7 @@ class Check:
 # What there is
 
 def gpus_here(indices: list[int] | None = None) -> list[Gpu]:
-    """The visible CUDA devices, or those of `indices`. Asking for free memory opens a context on each; an empty list without torch or CUDA."""
+    """The visible CUDA devices, or those of `indices`; none without torch or CUDA. Asking for free memory opens a context on each."""
     if importlib.util.find_spec("torch") is None:
         return []
     import torch
@@ -66,7 +72,8 @@ def gpus_here(indices: list[int] | None = None) -> list[Gpu]:
     for index in range(torch.cuda.device_count()) if indices is None else indices:
         free, total = torch.cuda.mem_get_info(index)
         with torch.cuda.device(index):
-            found.append(Gpu(torch.cuda.get_device_name(index), total, free, torch.cuda.is_bf16_supported(including_emulation=False)))
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        found.append(Gpu(torch.cuda.get_device_name(index), total, free, bf16))
     return found
 
 
@@ -81,8 +88,9 @@ def host_memory(groups: Path = Path("/sys/fs/cgroup")) -> HostMemory:
         if limit is None or used is None or limit >= total:
             continue
         # Files that the kernel may drop count as used there, and are as good as free.
-        statistics = dict(line.split() for line in _text((groups / limit_file).parent / "memory.stat").splitlines() if len(line.split()) == 2)
-        total, available = limit, min(available, limit - used + int(statistics.get(cache_key, 0)))
+        lines = (line.split() for line in _text((groups / limit_file).parent / "memory.stat").splitlines())
+        cache = sum(int(words[1]) for words in lines if words[:1] == [cache_key])
+        total, available = limit, min(available, limit - used + cache)
     return HostMemory(total, max(0, available))
 
 
@@ -121,7 +129,8 @@ def cpu_facts() -> dict[str, Any]:
     lines = dict(tuple(part.strip() for part in line.partition(":")[::2]) for line in text.splitlines() if ":" in line)
     flags = set(lines.get("flags", "").split())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cores": cores, "name": lines.get("model name") or platform.processor() or platform.machine(), **{flag: flag in flags for flag in CPU_FLAGS}}
+    name = lines.get("model name") or platform.processor() or platform.machine()
+    return {"cores": cores, "name": name, **{flag: flag in flags for flag in CPU_FLAGS}}
 
 
 def tool(*names: str) -> str | None:
@@ -139,7 +148,7 @@ def tool(*names: str) -> str | None:
 
 
 def cpu_adam_facts(build: bool) -> dict[str, Any]:
-    """DeepSpeed's CPU optimizer: whether it suits this machine, is compiled, and whether a lock was left behind. `build` compiles it now."""
+    """DeepSpeed's CPU optimizer: whether it suits this machine, is compiled, and a lock that stands in the way. `build` compiles it now."""
     facts: dict[str, Any] = {"deepspeed": None, "compatible": False, "compiled": False, "lock": None, "seconds": None, "error": None}
     if importlib.util.find_spec("deepspeed") is None or importlib.util.find_spec("torch") is None:
         return {**facts, "error": "deepspeed is not installed"}
@@ -173,19 +182,19 @@ def _built(name: str) -> list[str]:
 
 def decoder_facts() -> dict[str, Any]:
     """Which codecs PyAV has, and what each reader makes of a clip of four frames that is encoded here and now."""
-    facts: dict[str, Any] = {"codecs": dict.fromkeys(DECODERS, False), "h264_encoder": None, "readers": dict.fromkeys(("pyav", "decord"), "not tried")}
+    facts: dict[str, Any] = {"codecs": dict.fromkeys(DECODERS, False), "h264_encoder": None}
     try:
         import av
     except ImportError as error:
-        return {**facts, "readers": dict.fromkeys(facts["readers"], f"PyAV cannot be imported ({error})")}
+        return {**facts, "readers": dict.fromkeys(READERS, f"PyAV cannot be imported ({error})")}
     facts["codecs"] = {codec: any(_has_codec(av, name, "r") for name in names) for codec, names in DECODERS.items()}
     facts["h264_encoder"] = next((name for name in H264_ENCODERS if _has_codec(av, name, "w")), None)
     if facts["h264_encoder"] is None:
-        return {**facts, "readers": dict.fromkeys(facts["readers"], "not tried: PyAV has no H.264 encoder to make a clip with")}
+        return {**facts, "readers": dict.fromkeys(READERS, "not tried: PyAV has no H.264 encoder to make a clip with")}
     with tempfile.TemporaryDirectory(prefix="vlmphys-doctor-") as folder:
         clip = Path(folder) / "four_frames.mp4"
         _encode(av, clip, facts["h264_encoder"])
-        facts["readers"] = {reader: _try_reader(clip, reader) for reader in facts["readers"]}
+        facts["readers"] = {reader: _try_reader(clip, reader) for reader in READERS}
     return facts
 
 
@@ -198,27 +207,28 @@ def _has_codec(av, name: str, mode: str) -> bool:
 
 
 def _encode(av, path: Path, encoder: str) -> None:
-    """Four grey frames, each brighter than the one before."""
+    """One grey frame for each of `LEVELS`."""
     import numpy as np
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=60)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for level in (40, 90, 140, 190):
+        for level in LEVELS:
             image_HWC = np.full((48, 64, 3), level, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image_HWC, format="rgb24")))
         container.mux(stream.encode())
 
 
 def _try_reader(clip: Path, reader: str) -> str:
-    """"works", or what is wrong."""
+    """`WORKS`, or what is wrong."""
     from vlmphys.video import read_frames
     try:
         frames_THWC = read_frames(clip, frames=4, reader=reader).frames_THWC
     except (ValueError, OSError, RuntimeError) as error:
         return str(error)
-    levels = frames_THWC.mean((1, 2, 3))
-    rising = frames_THWC.shape == (4, 48, 64, 3) and all(abs(level - wanted) < 8 for level, wanted in zip(levels, (40, 90, 140, 190)))
-    return "works" if rising else f"gives wrong pixels: frames of shape {frames_THWC.shape} with mean brightness {', '.join(f'{level:.0f}' for level in levels)}"
+    levels = [float(image.mean()) for image in frames_THWC]
+    if frames_THWC.shape == (4, 48, 64, 3) and all(abs(level - wanted) < 8 for level, wanted in zip(levels, LEVELS)):
+        return WORKS
+    return f"gives wrong pixels: frames of shape {frames_THWC.shape}, mean brightness {', '.join(f'{level:.0f}' for level in levels)}"
 
 
 def tiny_facts() -> dict[str, Any]:
@@ -234,7 +244,8 @@ def facts_here(build: bool = False) -> dict[str, Any]:
     return {
         "python": platform.python_version(), "platform": platform.platform(), "packages": {name: version_of(name) for name in PACKAGES},
         "gpus": [vars(gpu) for gpu in gpus_here()], "cpu": cpu_facts(), "host_memory": vars(memory), "free_disk": free_disk("."),
-        "compiler": tool("c++", "g++"), "ninja": tool("ninja"), "cpu_adam": cpu_adam_facts(build), "video": decoder_facts(), "tiny_base": tiny_facts()}
+        "compiler": tool("c++", "g++"), "ninja": tool("ninja"), "cpu_adam": cpu_adam_facts(build), "video": decoder_facts(),
+        "tiny_base": tiny_facts()}
 
 
 # What will work
@@ -242,9 +253,8 @@ def facts_here(build: bool = False) -> dict[str, Any]:
 def checks(facts: dict[str, Any]) -> list[Check]:
     """What of the toolkit will work, from the facts alone; the last one is the quick start."""
     found = [_packages(facts), *_video(facts), _tiny(facts), _cpu_adam(facts), _bf16(facts), _big_model(facts), _disk(facts)]
-    needed = [check for check in found if check.part in ("packages", "reading video", "writing video", "tiny model", "CPU optimizer", "disk")]
     memory = facts["host_memory"]["available"]
-    reasons = [check.part for check in needed if not check.works]
+    reasons = [check.part for check in found if check.part in NEEDED_BY_QUICKSTART and not check.works]
     if memory < QUICKSTART_HOST_GIB * GIB:
         reasons.append(f"host memory ({memory / GIB:.1f} GiB free, about {QUICKSTART_HOST_GIB} are needed)")
     return [*found, Check("quick start", not reasons, f"stopped by: {', '.join(reasons)}" if reasons else "bash launch/quickstart.sh")]
@@ -252,63 +262,62 @@ def checks(facts: dict[str, Any]) -> list[Check]:
 
 def _packages(facts: dict[str, Any]) -> Check:
     missing = [name for name, version in facts["packages"].items() if version is None and name != "decord"]
-    return Check("packages", not missing, f"not installed: {', '.join(missing)}; run {INSTALL}" if missing else "all that is needed is installed")
+    remark = f"not installed: {', '.join(missing)}; run {INSTALL}" if missing else "all that is needed is installed"
+    return Check("packages", not missing, remark)
 
 
 def _video(facts: dict[str, Any]) -> list[Check]:
     video = facts["video"]
     pyav, decord = video["readers"]["pyav"], video["readers"]["decord"]
     lacking = [codec for codec, there in video["codecs"].items() if not there]
-    remark = f"PyAV: {pyav}" + (f"; run {INSTALL}" if pyav != "works" else "")
-    if lacking and pyav == "works":
-        remark += f", but not for {', '.join(lacking)} files"
-    second = "both readers agree" if decord == "works" else f"decord: {decord}; files that PyAV refuses will go into quarantine (pip install decord)"
-    return [Check("reading video", pyav == "works", remark), Check("second reader", decord == "works", second),
-            Check("writing video", video["h264_encoder"] is not None,
-                  f"the simulator encodes with {video['h264_encoder']}" if video["h264_encoder"] else
-                  f"PyAV has no H.264 encoder, the simulator cannot write clips; install PyAV's own wheel (pip install --force-reinstall av) or give --videos")]
+    reading = f"PyAV {pyav}" + (f"; run {INSTALL}" if pyav != WORKS else "")
+    if lacking and pyav == WORKS:
+        reading += f", but not with {', '.join(lacking)} files"
+    second = f"decord {decord}" + ("" if decord == WORKS else "; files that PyAV refuses go into quarantine: python -m pip install decord")
+    writing = f"the simulator encodes with {video['h264_encoder']}" if video["h264_encoder"] else (
+        "PyAV has no H.264 encoder for the simulator: python -m pip install --force-reinstall av, or give your own clips with --videos")
+    return [Check("reading video", pyav == WORKS, reading), Check("second reader", decord == WORKS, second),
+            Check("writing video", video["h264_encoder"] is not None, writing)]
 
 
 def _tiny(facts: dict[str, Any]) -> Check:
-    missing = facts["tiny_base"]["missing"]
-    return Check("tiny model", not missing, f"{facts['tiny_base']['folder']} lacks {', '.join(missing)}; make it with python launch/build_tiny_base.py"
-                 if missing else "--model tiny")
+    base = facts["tiny_base"]
+    lacking = f"{base['folder']} lacks {', '.join(base['missing'])}; make it with python launch/build_tiny_base.py"
+    return Check("tiny model", not base["missing"], lacking if base["missing"] else "--model tiny")
 
 
 def _cpu_adam(facts: dict[str, Any]) -> Check:
     adam = facts["cpu_adam"]
     if adam["lock"]:
-        return Check("CPU optimizer", False, f"a compilation is running or was cut short: every run waits for {adam['lock']}; if no other process compiles, "
-                                             "delete that file")
+        return Check("CPU optimizer", False, f"a compilation is going on or was cut short, and every run waits for {adam['lock']}: "
+                                             "delete that file if no other process is at it")
     if adam["error"]:
-        return Check("CPU optimizer", False, f"{adam['error']}; or use a JSON without offload_optimizer, such as ds_configs/zero2.json")
+        return Check("CPU optimizer", False, f"{adam['error']}; {NO_OFFLOAD}")
     if adam["compiled"]:
         return Check("CPU optimizer", True, "DeepSpeed's cpu_adam is compiled" + (f" ({adam['seconds']} s)" if adam["seconds"] else ""))
     if not adam["compatible"]:
-        return Check("CPU optimizer", False, "DeepSpeed says that its cpu_adam does not suit this machine; use a JSON without offload_optimizer, such as "
-                                             "ds_configs/zero2.json")
+        return Check("CPU optimizer", False, f"DeepSpeed says that its cpu_adam does not suit this machine; {NO_OFFLOAD}")
     lacking = [name for name, there in (("a C++ compiler (Debian: apt install g++)", facts["compiler"]),
                                         ("ninja (pip install ninja, and activate the environment)", facts["ninja"])) if not there]
     if lacking:
-        return Check("CPU optimizer", False, f"not compiled, and it cannot be without {' and '.join(lacking)}")
+        return Check("CPU optimizer", False, f"not compiled, and it cannot be without {' and '.join(lacking)}; {NO_OFFLOAD}")
     return Check("CPU optimizer", True, "not compiled yet: the first run takes about a minute more, or run vlmphys doctor --build")
 
 
 def _bf16(facts: dict[str, Any]) -> Check:
     if facts["gpus"]:
-        return Check("bf16", all(gpu["bf16"] for gpu in facts["gpus"]), "on the GPU" if all(gpu["bf16"] for gpu in facts["gpus"]) else
-                     "this GPU has no bf16: set bf16=false")
+        able = all(gpu["bf16"] for gpu in facts["gpus"])
+        return Check("bf16", able, "on the GPU" if able else "this GPU has no bf16: --set bf16=false")
     fast = facts["cpu"]["avx512_bf16"] or facts["cpu"]["amx_bf16"]
-    return Check("bf16", True, "on the CPU, in hardware" if fast else "on the CPU, without hardware for it: --set bf16=false is usually faster")
+    return Check("bf16", True, "on the CPU" if fast else "on the CPU, without instructions for it: --set bf16=false is usually faster")
 
 
 def _big_model(facts: dict[str, Any]) -> Check:
-    """A 7B model in bf16 has 13.2 GiB of weights: LoRA on it needs about 16 GiB of a card."""
     largest = max((gpu["total"] for gpu in facts["gpus"]), default=0)
-    if largest >= 16 * GIB:
+    if largest >= BIG_MODEL_GIB * GIB:
         return Check("7B model", True, "bash launch/single_4090.sh; `vlmphys plan` says with which settings")
-    return Check("7B model", False, f"the largest card has {largest / GIB:.0f} GiB, LoRA on a 7B model needs about 16; only smaller models here" if largest else
-                 "there is no GPU: only small models here, such as --model tiny")
+    small = f"the largest card has {largest / GIB:.0f} GiB, LoRA on a 7B model needs about {BIG_MODEL_GIB}"
+    return Check("7B model", False, small if largest else "there is no GPU: only small models here, such as --model tiny")
 
 
 def _disk(facts: dict[str, Any]) -> Check:
@@ -322,34 +331,3 @@ def report(build: bool = False) -> dict[str, Any]:
     facts = facts_here(build)
     found = checks(facts)
     return {**facts, "checks": [vars(check) for check in found], "quickstart": found[-1].works}
-
-
-def show(result: dict[str, Any], console) -> None:
-    """Both tables."""
-    from rich.table import Table
-    from rich.text import Text
-    here = Table(title="this machine", title_justify="left", show_header=False)
-    for name, value in _rows(result):
-        here.add_row(name, Text(value))
-    console.print(here)
-    works = Table(title="what works here", title_justify="left", show_header=False)
-    for check in result["checks"]:
-        works.add_row(check["part"], Text("yes", "green") if check["works"] else Text("no", "red"), Text(check["remark"]))
-    console.print(works)
-
-
-def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    cpu, memory, adam, video = result["cpu"], result["host_memory"], result["cpu_adam"], result["video"]
-    gpus = [f"{gpu['name']}, {gpu['free'] / GIB:.1f} of {gpu['total'] / GIB:.1f} GiB free, {'bf16' if gpu['bf16'] else 'no bf16'}" for gpu in result["gpus"]]
-    return [("python", f"{result['python']}, {sys.executable}"),
-            *((name, version or "not installed") for name, version in result["packages"].items()),
-            ("GPU", "; ".join(gpus) or "none"),
-            ("CPU", f"{cpu['cores']} core(s), {cpu['name']}, avx512_bf16: {'yes' if cpu['avx512_bf16'] else 'no'}"),
-            ("host memory", f"{memory['available'] / GIB:.1f} of {memory['total'] / GIB:.1f} GiB free"),
-            ("disk", f"{result['free_disk'] / GIB:.1f} GiB free in this folder"),
-            ("C++ compiler", result["compiler"] or "none"), ("ninja", result["ninja"] or "none"),
-            ("cpu_adam", adam["error"] or f"{'compatible' if adam['compatible'] else 'not compatible'}, {'compiled' if adam['compiled'] else 'not compiled'}"),
-            ("readers", "; ".join(f"{name}: {state}" for name, state in video["readers"].items())),
-            ("codecs", ", ".join(f"{name}: {'yes' if there else 'no'}" for name, there in video["codecs"].items()) +
-             f"; H.264 encoder: {video['h264_encoder'] or 'none'}"),
-            ("tiny model", "there" if not result["tiny_base"]["missing"] else f"lacks {', '.join(result['tiny_base']['missing'])}")]

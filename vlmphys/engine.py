@@ -55,6 +55,12 @@ class World:
         distributed.all_gather_object(everyone, texts)
         return [text for part in everyone for text in part]
 
+    def agree(self, problems: list[str]) -> None:
+        """Raise one ValueError on all ranks where any of them has a problem. Every rank must call it, and waits for the others."""
+        found = self.gather_texts(problems)
+        if found:
+            raise ValueError("; ".join(found))
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.size > 1:
@@ -84,6 +90,9 @@ def connect(config: TrainConfig) -> World:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     if config.engine == "deepspeed" or size > 1:
         if "MASTER_ADDR" not in os.environ:
+            if size > 1:
+                raise ValueError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with `deepspeed` or `torchrun`, "
+                                 "or unset WORLD_SIZE to train in one process")
             os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
         if config.engine == "deepspeed":
             _import_deepspeed().init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)

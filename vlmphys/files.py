@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
+
+# What flock answers for a folder on file systems that only lock files (NFS) or nothing: a cluster's run folders often lie there.
+NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -97,11 +102,11 @@ def finish_swap(ready: Path, target: Path, complete_marker: str) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path):
+def only_writer(folder: Path, doing: str = "packing"):
     """Hold a folder, made where it is missing, for one process alone; it is removed again where nothing was written into it.
 
-    Raises ValueError where another process holds it, and for a folder that cannot be made. The lock ends with the process, however
-    that ends.
+    Raises ValueError where another process holds it, saying what that is `doing`, and for a folder that cannot be made. The lock ends
+    with the process, however that ends.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +117,12 @@ def only_writer(folder: Path):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ValueError(f"{folder}: another process is packing into this folder; wait for it, or give another one") from None
+        raise ValueError(f"{folder}: another process is {doing} into this folder; wait for it, or give another one") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(handle)
+            raise ValueError(f"{folder}: this folder cannot be locked ({error.strerror})") from error
+        warnings.warn(f"{folder}: its file system cannot lock a folder; see to it that no other process is {doing} into it", stacklevel=3)
     try:
         yield
     finally:

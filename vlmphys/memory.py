@@ -1,8 +1,8 @@
-"""How many bytes a training run takes, and where: each formula once, from counts and sizes alone. Nothing here loads torch or asks a machine.
+"""How many bytes a training run takes, and where: each formula once, from counts and sizes alone. No torch here, no look at a machine.
 
-What follows from what engine and optimizer allocate is exact up to alignment. What is an estimate says so: activations (counted from the tensors
-that the layers keep for the backward pass), the libraries' own memory, the slack of the device's allocator, ZeRO-3's gathered weights.
-`a` is the bytes of a number in the forward pass: 2 with bf16, else 4. T are trained parameters, P all of them, without the image tower.
+What engine and optimizer allocate is exact up to alignment. What is an estimate says so: the passes' temporary tensors, the libraries' own
+memory, the slack of the device's allocator, ZeRO-3's gathered weights. `a` is the bytes of a number in the forward pass: 2 with bf16,
+else 4. T are trained parameters, P all of them without the image tower, N ranks.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from typing import Any
 from vlmphys.config import TrainConfig
 
 GIB = 1 << 30
-# Python, torch, transformers, DeepSpeed and the mapped data of one process, measured with torch 2.13 for the CPU: 555 MiB before the first step.
-LIBRARIES_CPU = 560 << 20
+# Python, torch, transformers and what a first step adds (threads, compiled kernels), and DeepSpeed beside it, in one process: measured with
+# torch 2.13 for the CPU.
+LIBRARIES_CPU, DEEPSPEED = 560 << 20, 75 << 20
 # The same with CUDA, whose kernels are mapped into host memory too: an estimate, not measured.
 LIBRARIES_CUDA = 3 * GIB
 # CUDA's context, cuBLAS and NCCL on the device: an estimate, not measured.
 CONTEXT_CUDA = 1 * GIB
 # What torch's allocator holds beyond what is in use, because blocks do not fit each other: an estimate, not measured.
 ALLOCATOR_SLACK = 0.05
+# The same of the C library's heap, beyond activations, measured on the tiny model at seven settings (within 8 % with it).
+HEAP_SLACK = 0.15
 SLACK, CONTEXT = "allocator's slack", "CUDA context"
 LOADED = 4                      # model.load_model loads in fp32, whatever the run's precision
 CHECKPOINT_SHARD = 2 * GIB      # checkpoint.SHARD_BYTES
@@ -88,6 +91,7 @@ class Case:
     supervised: int
     frames: int
     steps: int | None
+    clips: int | None = None        # train clips, None where not known
 
     @property
     def a(self) -> int:
@@ -110,9 +114,15 @@ class Case:
         return self.size.trained / self.ranks
 
     @property
+    def micro_batch(self) -> int:
+        """Clips in the largest micro-batch: no more than there are."""
+        wanted = self.config.per_device_train_batch_size
+        return wanted if self.clips is None else min(wanted, self.clips)
+
+    @property
     def positions(self) -> int:
         """Token positions of a micro-batch, padding included."""
-        return self.config.per_device_train_batch_size * self.tokens
+        return self.micro_batch * self.tokens
 
 
 def sharding_of(name: str, settings: dict[str, Any]) -> Sharding:
@@ -200,20 +210,19 @@ def bucket_bytes(case: Case) -> int:
 
 
 def layer_bytes_per_token(case: Case) -> int:
-    """What one layer of the language model keeps for the backward pass, a token: an estimate, checked against autograd in tests/unit/test_plan.py.
+    """What one layer of the language model keeps for the backward pass, a token: what autograd saves (tests/unit/test_plan.py).
 
-    fp32 inputs of both norms, q, k, v, attention's output and its log-sums, and of the FFN gate, activated gate and up. Full tuning: also the inputs
-    of the trained projections. LoRA: for each of them a dropped-out copy of its input, the dropout's mask, and r numbers.
+    fp32 inputs of both norms and their scales, q, k, v, attention's output and its log-sums, and of the FFN the gate, the activated gate
+    and up. Full tuning: also the inputs of the trained projections. LoRA: r numbers for each projection and, with dropout, a copy of its
+    input and the dropout's mask.
     """
     size, a, config = case.size, case.a, case.config
-    kept = 8 * size.hidden + a * (2 * size.queries + 2 * size.keys) + 4 * size.heads + 3 * a * size.ffn
+    kept = 8 * size.hidden + 8 + a * (2 * size.queries + 2 * size.keys) + 4 * size.heads + 3 * a * size.ffn
     inputs = [size.hidden] * 3 + ([size.queries] if config.tune_o_proj else []) + [size.hidden] * 2 + [size.ffn]
-    if not case.lora:
-        return kept + 2 * a * size.hidden + a * size.ffn + (a * size.queries if config.tune_o_proj else 0)
-    if config.lora_dropout:
+    if case.lora and config.lora_dropout:
         mask = 1 if case.on_gpu else a
         return kept + sum((a + mask) * width + a * config.lora_r for width in inputs)
-    return kept + 2 * a * size.hidden + a * size.ffn + a * config.lora_r * len(inputs)
+    return kept + 2 * a * size.hidden + a * size.ffn + (a * config.lora_r * len(inputs) if case.lora else 0)
 
 
 def activation_bytes(case: Case) -> int:
@@ -231,14 +240,13 @@ def activation_bytes(case: Case) -> int:
 
 def logit_bytes(case: Case) -> int:
     """The head's output on supervised positions alone, N x V: as computed, in fp32, and the log-softmax or its gradient."""
-    positions = case.config.per_device_train_batch_size * case.supervised
-    return positions * case.size.vocab * (8 + (2 if case.config.bf16 else 0))
+    return case.micro_batch * case.supervised * case.size.vocab * (8 + (2 if case.config.bf16 else 0))
 
 
 def tower_bytes(case: Case) -> int:
-    """The frozen tower's pass: every layer's output (the feature layer is picked afterwards), one layer at work, fp32 pixels: an estimate."""
+    """The frozen tower's pass: every layer's output (one is picked afterwards), one layer at work, fp32 pixels; an estimate."""
     size, a = case.size, case.a
-    images = case.config.per_device_train_batch_size * case.frames
+    images = case.micro_batch * case.frames
     layer = a * (6 * size.vision_hidden + 2 * size.vision_ffn)
     tokens = images * size.tokens_per_frame * (a * size.vision_hidden * (size.vision_layers + 1) + layer)
     return tokens + images * 3 * size.image_size ** 2 * (8 + a) + feature_bytes(case)
@@ -246,7 +254,7 @@ def tower_bytes(case: Case) -> int:
 
 def feature_bytes(case: Case) -> int:
     """The video's projected features."""
-    images = case.config.per_device_train_batch_size * case.frames
+    images = case.micro_batch * case.frames
     return case.a * images * case.size.tokens_per_frame * case.size.hidden
 
 
@@ -259,11 +267,23 @@ def device_phases(case: Case) -> dict[str, dict[str, int]]:
         "backward pass": {**states, "gradients": gradient_bytes(case), "communication": bucket_bytes(case), "activations": working,
                           "logits": logit_bytes(case)},
         "update": {**states, "gradients": update_bytes(case)}}
-    if case.on_gpu:
-        for parts in phases.values():
+    for parts in phases.values():
+        if case.on_gpu:
             parts[SLACK] = int(ALLOCATOR_SLACK * sum(parts.values()))
             parts[CONTEXT] = CONTEXT_CUDA
+        elif "activations" in parts:
+            parts[SLACK] = int(HEAP_SLACK * (parts["activations"] + parts["logits"])) + heap_holes(case)
     return phases
+
+
+def heap_holes(case: Case) -> int:
+    """LoRA on the CPU: the outputs of a projection and of its adapter, freed once they are added up, leave holes in the C library's heap that
+    the small tensors in between keep from being used again. An estimate, measured on the tiny model."""
+    if not case.lora:
+        return 0
+    size = case.size
+    outputs = size.queries + 2 * size.keys + 2 * size.ffn + size.hidden + (size.hidden if case.config.tune_o_proj else 0)
+    return 2 * case.a * outputs * case.positions * (1 if case.config.gradient_checkpointing else size.layers)
 
 
 # In host memory, all ranks of one machine
@@ -271,9 +291,9 @@ def device_phases(case: Case) -> dict[str, dict[str, int]]:
 def offload_bytes(case: Case) -> dict[str, int]:
     """What one rank keeps in host memory for an offloaded optimizer, and under ZeRO-3 for offloaded weights.
 
-    ZeRO-1 and 2 (DeepSpeed 0.19): fp32 masters, fp32 gradients and Adam's moments, 16T/N; a copy of the weights on their way back, a x T/N; the
-    gradients of earlier micro-batches, a x T/N, where there are several. ZeRO-3: the same, with the gradients always there twice.
-    On disk (NVMe) only four buffers of a sub-group stay here.
+    ZeRO-1 and 2 (DeepSpeed 0.19): fp32 masters, fp32 gradients and Adam's moments, 16T/N; a copy of the weights on their way back, a x T/N;
+    the gradients of earlier micro-batches, a x T/N, where there are several. ZeRO-3: the gradients always twice, no copy of the weights.
+    On disk (NVMe) four buffers of a sub-group stay here: an estimate.
     """
     sharding, share, a = case.sharding, case.share, case.a
     lock = pinned_bytes if sharding.pinned and case.on_gpu else int
@@ -297,9 +317,9 @@ def loading_bytes(case: Case) -> int:
 
 
 def host_phases(case: Case) -> dict[str, dict[str, int]]:
-    """Bytes in the host memory of one machine, all its ranks together, by part, in each phase. Without a GPU the device's parts are here too."""
+    """Bytes in the host memory of one machine, all its ranks together, by part, in each phase; without a GPU the device's parts too."""
     ranks = case.ranks_on_node
-    libraries = {"libraries": (LIBRARIES_CUDA if case.on_gpu else LIBRARIES_CPU) * ranks}
+    libraries = {"libraries": (LIBRARIES_CUDA if case.on_gpu else LIBRARIES_CPU + (DEEPSPEED if case.sharding.stage else 0)) * ranks}
     offload = {part: size * ranks for part, size in offload_bytes(case).items()}
     steady = add(libraries, offload)
     phases = {"loading": add(libraries, {"loaded checkpoint": loading_bytes(case) * ranks})}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, VideoLlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as hub_logging
@@ -58,7 +59,7 @@ def load_config(model: str):
     """The `VideoLlavaConfig` of a model; ValueError where the model is of another kind or cannot be reached."""
     source = resolve_source(model)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r}: its config cannot be read ({str(error).splitlines()[0]})") from error
     if config.model_type != "video_llava":
@@ -70,7 +71,7 @@ def load_tokenizer(model: str):
     """The model's fast tokenizer. Raises ValueError where it has none or lacks the `<video>` token."""
     source = resolve_source(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
     if not tokenizer.is_fast:
@@ -108,11 +109,27 @@ def tokenizer_sha256(tokenizer) -> str:
 
 
 def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForConditionalGeneration:
-    """The model in `dtype` on the CPU, image tower dropped. Raises ValueError where weights other than the image tower are missing."""
+    """The model in `dtype` on the CPU, image tower dropped.
+
+    Raises ValueError where the weights' files are missing or damaged, or weights other than the image tower's are missing or of
+    another shape.
+    """
     load_config(model)
     source = resolve_source(model)
-    with quiet_transformers():
-        network, info = VideoLlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    cure = "copy or download the whole folder again"
+    try:
+        with quiet_transformers():
+            # Weights of another shape are refused below, by name; left to transformers they are a RuntimeError, as many other things are.
+            network, info = VideoLlavaForConditionalGeneration.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"model {model!r}: its weights cannot be read from {source} ({(str(error).splitlines() or [type(error).__name__])[0]}); "
+                         f"{cure}") from error
+    other = sorted(key for key in info["mismatched_keys"] if "image_tower" not in key[0])
+    if other:
+        name, stored, expected = other[0]
+        raise ValueError(f"model {model!r}: {len(other)} weights in {source} have another shape than its config.json says, first {name!r}: "
+                         f"{tuple(stored)} stored, {tuple(expected)} expected; {cure}")
     missing = [name for name in info["missing_keys"] if "image_tower" not in name]
     if missing:
         raise ValueError(f"model {model!r} lacks {len(missing)} weights, first {missing[0]!r}: the folder is incomplete or of another version")

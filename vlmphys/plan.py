@@ -1,4 +1,7 @@
-"""`vlmphys plan`: what a run will take, from the model's config alone, before anything is loaded; and what to change where it does not fit."""
+"""`vlmphys plan`: what a run will take, before anything is loaded, from the model's config alone; and what to change where it does not fit.
+
+The formulas are in `memory`; here are the facts that go into them, the search for what fits, and `check_fits` for training itself.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from vlmphys.files import read_json
 from vlmphys.memory import GIB, Case, ModelSize, Sharding, sharding_of
 
 REPOSITORY = Path(__file__).parents[1]
-ASSUMED_TEXT, ASSUMED_SUPERVISED = 850, 300     # tokens of a clip beside its video, where nothing is packed: facts for a long four-turn dialogue
+# Tokens of a clip beside its video, and how many of them are supervised, where nothing is packed: a long four-turn dialogue.
+ASSUMED_TEXT, ASSUMED_SUPERVISED = 850, 300
 # What decides how fast a run goes; a throughput measured with other values says nothing of this one.
 SPEED_KEYS = ("model", "variant", "tune", "tune_o_proj", "lora_r", "bf16", "gradient_checkpointing", "per_device_train_batch_size",
               "gradient_accumulation_steps", "engine", "deepspeed")
@@ -58,7 +62,7 @@ class Estimate:
     disk: dict[str, int]
 
     def shortages(self, machine: Machine, sure: bool = False) -> list[str]:
-        """What there is too little of, with the numbers. With `sure`, only what is short even without the parts that nobody knows beforehand."""
+        """What there is too little of, with the numbers; with `sure`, only what is short even without the parts that are mere guesses."""
         found = []
         phase, need = memory.peak(self.device)
         if machine.gpu is not None:
@@ -104,10 +108,11 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
         assert groups[group] == count, f"{group}: {groups[group]:,} parameters in the modules, {count:,} by the config"
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = ModelSize(
-        parameters=groups, image_tower=both - sum(groups.values()), text_config=text, trained=0, largest_trained=0, layers=text.num_hidden_layers,
-        hidden=text.hidden_size, ffn=text.intermediate_size, heads=text.num_attention_heads, queries=text.num_attention_heads * head,
-        keys=text.num_key_value_heads * head, vocab=text.vocab_size, vision_hidden=vision.hidden_size, vision_ffn=vision.intermediate_size,
-        vision_layers=vision.num_hidden_layers, image_size=vision.image_size, tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1)
+        parameters=groups, image_tower=both - sum(groups.values()), text_config=text, trained=0, largest_trained=0,
+        layers=text.num_hidden_layers, hidden=text.hidden_size, ffn=text.intermediate_size, vocab=text.vocab_size,
+        heads=text.num_attention_heads, queries=text.num_attention_heads * head, keys=text.num_key_value_heads * head,
+        vision_hidden=vision.hidden_size, vision_ffn=vision.intermediate_size, vision_layers=vision.num_hidden_layers,
+        image_size=vision.image_size, tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1)
     return tuned_size(size, config)
 
 
@@ -186,11 +191,13 @@ def shipped_shardings(config: TrainConfig) -> tuple[list[Sharding], list[str]]:
 
 # Estimates
 
-def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, ranks: int | None = None, ranks_on_node: int | None = None) -> Case:
+def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, ranks: int | None = None,
+            on_node: int | None = None) -> Case:
     """The config on the machine, one rank a card where `ranks` does not say otherwise."""
     ranks = ranks or max(1, machine.gpus)
     sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed)) if config.deepspeed else Sharding("plain")
-    case = Case(size, config, sharding, ranks, ranks_on_node or ranks, machine.gpu is not None, data.tokens, data.supervised, data.frames, None)
+    clips = None if data.clips is None else len(data.clips)
+    case = Case(size, config, sharding, ranks, on_node or ranks, machine.gpu is not None, data.tokens, data.supervised, data.frames, None, clips)
     return replace(case, steps=steps_of(case, data))
 
 
@@ -218,10 +225,16 @@ def options(case: Case, machine: Machine, shardings: list[Sharding]) -> list[Est
 
     Best is what moves least to host memory and disk, then the larger micro-batch, then the lower ZeRO stage.
     """
-    found = [largest_micro_batch(replace(case, sharding=sharding, config=replace(case.config, engine="deepspeed", deepspeed=sharding.name)), machine)
-             for sharding in shardings]
-    return sorted(found, key=lambda one: (len(one.shortages(machine)), PLACES.index(one.case.sharding.optimizer_on), PLACES.index(one.case.sharding.parameters_on),
-                                          -one.case.config.per_device_train_batch_size, one.case.sharding.stage))
+    found = []
+    for sharding in shardings:
+        config = replace(case.config, engine="deepspeed", deepspeed=sharding.name)
+        found.append(largest_micro_batch(replace(case, sharding=sharding, config=config), machine))
+
+    def rank(one: Estimate) -> tuple[int, ...]:
+        sharding = one.case.sharding
+        return (len(one.shortages(machine)), PLACES.index(sharding.optimizer_on), PLACES.index(sharding.parameters_on),
+                -one.case.config.per_device_train_batch_size, sharding.stage)
+    return sorted(found, key=rank)
 
 
 def largest_micro_batch(case: Case, machine: Machine) -> Estimate:
@@ -257,7 +270,8 @@ def as_settings(old: TrainConfig, new: TrainConfig) -> str:
     """What differs, as `--set` takes it."""
     def text(value: Any) -> str:
         return str(value).lower() if isinstance(value, bool) else str(value)
-    return " ".join(f"{name}={text(getattr(new, name))}" for name in FIELDS if getattr(old, name) != getattr(new, name) and name != "engine")
+    changed = [name for name in FIELDS if getattr(old, name) != getattr(new, name) and name != "engine"]
+    return " ".join(f"{name}={text(getattr(new, name))}" for name in changed)
 
 
 # Time
@@ -290,10 +304,12 @@ def measured_speed(run: str | Path, case: Case) -> tuple[float | None, str]:
 def time_of(case: Case, data: Data, run: str | Path | None) -> dict[str, Any]:
     """Seconds of training, or null and the reason."""
     if run is None:
-        return {"seconds": None, "samples_per_second": None, "reason": "no speed is known: give an earlier run of the same settings with --run"}
+        reason = "no speed is known: give an earlier run of the same settings with --run"
+        return {"seconds": None, "samples_per_second": None, "reason": reason}
     speed, reason = measured_speed(run, case)
     if speed is None or case.steps is None:
-        return {"seconds": None, "samples_per_second": speed, "reason": reason if speed is None else "the number of steps is not known: give --data"}
+        reason = reason if speed is None else "the number of steps is not known: give --data"
+        return {"seconds": None, "samples_per_second": speed, "reason": reason}
     config = case.config
     samples = case.steps * global_batch(case) if config.max_steps > 0 or data.clips is None else len(data.clips) * config.num_train_epochs
     return {"seconds": round(samples / speed, 1), "samples_per_second": speed, "reason": reason}
@@ -301,8 +317,11 @@ def time_of(case: Case, data: Data, run: str | Path | None) -> dict[str, Any]:
 
 # Answers
 
-def make_plan(config: TrainConfig, machine: Machine, data_folder: str | Path | None = None, run: str | Path | None = None) -> dict[str, Any]:
-    """Everything that `vlmphys plan` says, as plain values: sizes in bytes, undefined figures null with a reason."""
+def make_plan(config: TrainConfig, machine: Machine, data_folder: str | None = None, run: str | None = None) -> dict[str, Any]:
+    """Everything that `vlmphys plan` says, as plain values: sizes in bytes, undefined figures null with a reason.
+
+    `data_folder`: packed data, else that of the config where it exists. `run`: an earlier run, for the time. ValueError for bad input.
+    """
     from vlmphys.model import load_config
     hf = load_config(config.model)
     size = model_size(config, hf)
@@ -313,8 +332,8 @@ def make_plan(config: TrainConfig, machine: Machine, data_folder: str | Path | N
     given = estimate(case)
     plan = {
         "model": config.model, "machine": asdict(machine), "data": data.described,
-        "parameters": {"groups": size.parameters, "trained": trained_by_group(size, config), "trained_total": size.trained, "total": case.total,
-                       "image_tower": size.image_tower, "published_total": size.published},
+        "parameters": {"groups": size.parameters, "trained": trained_by_group(size, config), "trained_total": size.trained,
+                       "total": case.total, "image_tower": size.image_tower, "published_total": size.published},
         "steps": case.steps, "steps_reason": None if case.steps else "nothing is packed: give --data, or max_steps in the config",
         "global_batch": global_batch(case), "time": time_of(case, data, run),
         "as_given": as_values(given, machine, config), "fits": not given.shortages(machine),
@@ -328,8 +347,9 @@ def as_values(one: Estimate, machine: Machine, given: TrainConfig) -> dict[str, 
     config = one.case.config
     return {"sharding": one.case.sharding.name, "per_device_train_batch_size": config.per_device_train_batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps, "ranks": one.case.ranks, "set": as_settings(given, config),
-            "gpu": one.device, "gpu_peak": memory.peak(one.device)[1] if one.device else None, "host": one.host, "host_peak": memory.peak(one.host)[1],
-            "disk": one.disk, "disk_total": sum(one.disk.values()), "shortages": one.shortages(machine)}
+            "gpu": one.device, "gpu_peak": memory.peak(one.device)[1] if one.device else None,
+            "host": one.host, "host_peak": memory.peak(one.host)[1], "disk": one.disk, "disk_total": sum(one.disk.values()),
+            "shortages": one.shortages(machine)}
 
 
 def check_fits(config: TrainConfig) -> None:
@@ -346,15 +366,17 @@ def check_fits(config: TrainConfig) -> None:
     size = model_size(config)
     data = read_data(config.data, config, size)
     machine = machine_of(config, of_rank=int(os.environ.get("LOCAL_RANK", 0)))
-    # What the ranks' libraries take already, and an earlier part of this run on disk, are part of the estimate.
-    machine = replace(machine, host=machine.host + on_node * psutil.Process().memory_info().rss, disk=machine.disk + folder_bytes(Path(config.out)))
+    # What the ranks' libraries take already, and what an earlier part of this run left on disk, are part of the estimate.
+    held = on_node * psutil.Process().memory_info().rss
+    machine = replace(machine, host=machine.host + held, disk=machine.disk + folder_bytes(Path(config.out)))
     case = case_of(config, size, data, machine, ranks, on_node)
     shortages = estimate(case).shortages(machine, sure=True)
     if not shortages:
         return
     best, fits = changed_until_it_fits(case, machine, shipped_shardings(config)[0])
     cure = f"this fits: --set {as_settings(config, best.case.config)}" if fits else (
-        f"no change of its settings helps; the least is --set {as_settings(config, best.case.config)}, and even then {'; '.join(best.shortages(machine))}")
+        f"no change of its settings helps; the least is --set {as_settings(config, best.case.config)}, and even then "
+        f"{'; '.join(best.shortages(machine))}")
     force = "; to start it all the same: --set force=true" if "force" in FIELDS else ""
     raise ValueError(f"this run does not fit this machine: {'; '.join(shortages)}; {cure}{force}")
 
@@ -362,64 +384,3 @@ def check_fits(config: TrainConfig) -> None:
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files below a folder; 0 where there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def show(plan: dict[str, Any], console) -> None:
-    """The plan as tables and sentences."""
-    from rich.table import Table
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    counts = plan["parameters"]
-    table = Table("part", title=f"parameters of {plan['model']}", title_justify="left")
-    for column in ("parameters", "trained"):
-        table.add_column(column, justify="right")
-    for group, count in {**counts["groups"], **({"LoRA": counts["trained_total"]} if "LoRA" in counts["trained"] else {})}.items():
-        table.add_row(group, f"{count:,}", f"{counts['trained'][group]:,}" if group in counts["trained"] else "frozen")
-    table.add_section()
-    table.add_row("all that is loaded", f"{counts['total']:,}", f"{counts['trained_total']:,}")
-    table.add_row("published, both towers", f"{counts['published_total']:,}", "")
-    console.print(table)
-
-    given = plan["as_given"]
-    table = Table("where", "what", title=f"as given: {given['sharding']}, micro-batch {given['per_device_train_batch_size']} x "
-                  f"{given['gradient_accumulation_steps']} on {given['ranks']} rank(s); estimates", title_justify="left")
-    table.add_column("bytes", justify="right")
-    for where, phases, limit in (("each card", given["gpu"], plan["machine"]["gpu"]), ("host memory", given["host"], plan["machine"]["host"]),
-                                 ("disk", {"whole run": given["disk"]}, plan["machine"]["disk"])):
-        if not phases:
-            continue
-        phase, total = memory.peak(phases)
-        for part, size in phases[phase].items():
-            table.add_row(where, part, gib(size))
-        others = [f"{name} {gib(sum(parts.values()))}" for name, parts in phases.items() if name != phase]
-        table.add_row(where, f"most: {phase}" + (f" ({', '.join(others)})" if others else ""),
-                      f"{gib(total)} of {gib(limit)}", style="bold" if total <= limit else "bold red", end_section=True)
-    console.print(table)
-
-    if plan["options"]:
-        table = Table("file", title="the largest micro-batch that fits, same global batch", title_justify="left")
-        for column in ("micro-batch", "accumulation", "each card", "host memory", "disk"):
-            table.add_column(column, justify="right")
-        table.add_column("fits")
-        for one in plan["options"]:
-            table.add_row(one["sharding"], str(one["per_device_train_batch_size"]), str(one["gradient_accumulation_steps"]),
-                          gib(one["gpu_peak"]) if one["gpu_peak"] else "-", gib(one["host_peak"]), gib(one["disk_total"]),
-                          "yes" if not one["shortages"] else f"no: {'; '.join(one['shortages'])}")
-        console.print(table)
-
-    say(f"machine: {plan['machine']['described']}")
-    say(f"data: {plan['data']}")
-    say(f"steps: {plan['steps']}, {plan['global_batch']} clips each" if plan["steps"] else f"steps: not known, {plan['steps_reason']}")
-    time = plan["time"]
-    say(f"time: about {time['seconds'] / 60:.1f} minutes, from {time['reason']}" if time["seconds"] else f"time: not known, {time['reason']}")
-    for refusal in plan["refused_files"]:
-        say(f"left out: {refusal}")
-    if plan["fits"]:
-        say("it fits as it is")
-    else:
-        say(f"it does not fit: {'; '.join(given['shortages'])}")
-        if plan["fitting"]:
-            say(f"this fits: --set {plan['fitting']['set']}")
-        else:
-            say(f"nothing fits; the least: --set {plan['least']['set']}, and even then {'; '.join(plan['least']['shortages'])}")

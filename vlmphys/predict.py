@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,10 @@ from vlmphys.model import ModelFacts, load_model, load_tokenizer, read_facts, re
 from vlmphys.predictions import Explain, Grounding, Identity, Prediction, PredictionWriter, probability_of
 from vlmphys.prompts import reason_of
 from vlmphys.records import Split, Variant
-from vlmphys.runs import Run, load_run_model, open_run
+from vlmphys.runs import Run, folder_fingerprint, load_run_model, open_run
 from vlmphys.shards import ClipRow, DialogueRow, Packed, open_packed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DIGEST_CHUNKS = 64
-DIGEST_CHUNK_BYTES = 1 << 18
 CACHE_BYTES = 4 << 30
 MOST_CLIPS_A_BATCH = 32
 
@@ -66,14 +63,16 @@ def predict(options: PredictOptions, console: Console) -> int:
     tokenizer = load_tokenizer(source.facts_from)
     facts = read_facts(source.facts_from, tokenizer)
     check_data(packed, facts, source.variant, options.data)
-    clip_ids = spread(packed.clip_ids(options.split), options.max_clips)
+    side = packed.clip_ids(options.split)
+    clip_ids = spread(side, options.max_clips)
     if not clip_ids:
         raise ValueError(f"{options.data} holds no packed clip on the side {options.split.value!r}: "
                          "choose another --split, or pack those clips")
     device, dtype = device_and_dtype(options)
+    packed.check_bytes()
     grounding = Grounding.NONE if source.variant is Variant.NO_PHYSICS else Grounding.PRIOR
     identity = Identity(source.label, source.variant.value, grounding.value, packed.fingerprint)
-    with PredictionWriter(options.out, identity, options.explain) as writer:
+    with PredictionWriter(options.out, identity, options.explain, side) as writer:
         todo = [clip_id for clip_id in clip_ids if clip_id not in writer.done]
         console.print(f"{source.label}, {source.variant.value}: {len(clip_ids)} clips of {options.split.value}, "
                       f"{len(clip_ids) - len(todo)} predicted before", highlight=False)
@@ -115,31 +114,15 @@ def find_source(options: PredictOptions) -> Source:
         if options.variant is None:
             raise ValueError(f"--model needs --variant: {', '.join(variant.value for variant in Variant)} are allowed")
         folder = Path(resolve_source(options.model))
-        label = f"{Path(options.model).name}@{weights_digest(folder)}" if folder.is_dir() else options.model
+        label = f"{Path(options.model).name}@{folder_fingerprint(folder)[:12]}" if folder.is_dir() else options.model
         return Source(options.model, label, options.variant, None)
     run = open_run(options.run)
     if options.variant not in (None, run.variant):
         raise ValueError(f"{options.run} was trained on {run.variant.value}: leave --variant out, or give another run")
     # An adapter folder has neither config nor tokenizer of its own that can be trusted to be whole: those of its base are used.
     whole = (run.model_folder / "config.json").is_file()
-    label = f"{run.folder.absolute().name}@{weights_digest(run.model_folder)}"
+    label = f"{run.folder.absolute().name}@{folder_fingerprint(run.model_folder)[:12]}"
     return Source(str(run.model_folder) if whole else run.config.model, label, run.variant, run)
-
-
-def weights_digest(folder: Path) -> str:
-    """12 hex digits that tell two trainings apart: sizes and evenly spread parts of each safetensors file in `folder`.
-
-    Both ends alone would not do: those of a tuned model are its head and its tower, which stay frozen.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with open(path, "rb") as stream:
-            for offset in dict.fromkeys(np.linspace(0, max(0, size - DIGEST_CHUNK_BYTES), DIGEST_CHUNKS).astype(np.int64).tolist()):
-                stream.seek(offset)
-                digest.update(stream.read(DIGEST_CHUNK_BYTES))
-    return digest.hexdigest()[:12]
 
 
 def check_data(packed: Packed, facts: ModelFacts, variant: Variant, folder: Path) -> None:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -86,13 +86,15 @@ class PredictionWriter:
     """Appends rows to predictions.jsonl, each flushed to the disk, and knows which clips stand there already.
 
     Opening checks the rows that are there and raises ValueError where they belong to another model, variant, grounding or
-    data folder, or were made with another `explain`; the file is left as it was. A last line without its newline is what a
-    killed process leaves: it is dropped, and its clip is predicted again. A new file is created by its first row.
+    data folder, were made with another `explain`, or are of clips that are not in `side` (all clips that may stand in the file;
+    None: any); the file is left as it was. A last line without its newline is what a killed process leaves: it is dropped, and
+    its clip is predicted again. A new file is created by its first row, which raises ValueError where another process was faster.
     """
 
-    def __init__(self, path: Path, identity: Identity, explain: Explain) -> None:
+    def __init__(self, path: Path, identity: Identity, explain: Explain, side: Collection[str] | None = None) -> None:
         self.path = Path(path)
         self.identity = identity
+        self.side = None if side is None else frozenset(side)
         self.done: set[str] = set()
         if self.path.is_dir():
             raise ValueError(f"--out {self.path} is a folder: give a file, for instance {self.path / 'predictions.jsonl'}")
@@ -141,6 +143,9 @@ class PredictionWriter:
         if (row.get("explanation") is not None) != explain.wants(Verdict(verdict)):
             raise ValueError(f"{where} {'has an' if row.get('explanation') is not None else 'has no'} explanation, which --explain "
                              f"{explain.value} does not give: use the same --explain as before, or another --out")
+        if self.side is not None and clip_id not in self.side:
+            raise ValueError(f"{where}: clip {clip_id!r} is not on the side that --split asks for, and one file holds one side: "
+                             "give another --out, or the --split that the file was begun with")
         if clip_id in self.done:
             raise ValueError(f"{where}: clip {clip_id!r} stands there twice: delete one of its rows")
         self.done.add(clip_id)
@@ -150,6 +155,11 @@ class PredictionWriter:
         assert row.clip_id not in self.done, row.clip_id
         if self._stream is None:
             self._open()
+            # There was no file when this writer was opened, so its rows, if there are any now, were never compared with ours.
+            if os.fstat(self._stream.fileno()).st_size:
+                self._stream.close()
+                raise ValueError(f"{self.path} was written by another process in the meantime: start this one again to go on from "
+                                 "its rows, or give another --out")
         self._stream.write(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n")
         self._stream.flush()
         self.done.add(row.clip_id)
@@ -167,7 +177,8 @@ class Predictions:
     """The rows of one file as columns, in the file's order.
 
     scores_N: float64, NaN where the score is missing. labels_N: int8, 0 or 1. anomalous_N, unparsed_N: bool, from the
-    verdict column; both are None where the file has no such column. The constants are None where the file does not say.
+    verdict column; both are None where the file has no such column. The constants are None where the file does not say, or
+    says several things; `data_fingerprints` are all that its rows carry.
     """
 
     path: Path
@@ -181,6 +192,7 @@ class Predictions:
     unparsed_N: np.ndarray | None
     explanations: list[str | None]
     constants: dict[str, str | None]
+    data_fingerprints: frozenset[str] = frozenset()
     absent: int = 0
 
     def __len__(self) -> int:
@@ -227,6 +239,7 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None) -> Predic
         unparsed_N=np.array([verdict in (None, Verdict.UNPARSED) for verdict in verdict_list]) if has_verdicts else None,
         explanations=explanations,
         constants={key: next(iter(values)) if len(values) == 1 else None for key, values in constants.items()},
+        data_fingerprints=frozenset(str(value) for value in constants["data_fingerprint"] if value),
         absent=sum(clip_id not in lines for clip_id in labels) if labels else 0)
 
 
@@ -260,6 +273,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
                         yield number, _json_object(line, path, number)
+    except csv.Error as error:
+        # The outer reader counts a line only once it has been read; the inner one knows the line that it stopped in.
+        raise ValueError(f"{path}:{reader.reader.line_num}: no CSV row ({error}): close its quotes, shorten the field, "
+                         "or give the rows as JSONL") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
 

@@ -21,10 +21,11 @@ from vlmphys import checkpoint
 from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
 from vlmphys.model import load_model, load_tokenizer, quiet_transformers, resolve_source
-from vlmphys.records import Variant
+from vlmphys.records import Variant, sha256_text
 from vlmphys.tuning import Tuned
 
 PACKAGES = ("vlmphys", "torch", "transformers", "deepspeed", "peft", "safetensors", "pyarrow", "numpy")
+DIGEST_CHUNKS, DIGEST_CHUNK_BYTES = 64, 1 << 18
 # What of data.json must agree when a run is resumed; the paths may differ.
 DATA_IDENTITY = ("fingerprint", "model_fingerprint", "global_batch", "train_clips")
 
@@ -53,10 +54,17 @@ def open_run(folder: str | Path) -> Run:
 
 
 def load_run_model(run: Run, dtype: torch.dtype = torch.float32):
-    """The tuned model on the CPU, in `dtype`, LoRA merged into its base, without image tower, in evaluation mode."""
+    """The tuned model on the CPU, in `dtype`, LoRA merged into its base, without image tower, in evaluation mode.
+
+    Raises ValueError where an adapter's base is not the one that it was trained on, or weights cannot be read.
+    """
     if run.config.tune == "full":
         return load_model(str(run.model_folder), dtype).eval()
     # The base by the name that the run was given: an adapter's own path to it does not outlive a move to another machine.
+    trained_on = read_json(run.folder / "data.json", "the run folder is incomplete").get("model_fingerprint")
+    if model_fingerprint(run.config.model) != trained_on:
+        raise ValueError(f"{run.folder} is an adapter for the base model {run.config.model}, which has changed since the training: "
+                         "put the base back that it was trained on, or train again")
     network = load_model(run.config.model, dtype)
     return PeftModel.from_pretrained(network, run.model_folder).merge_and_unload().eval()
 
@@ -126,21 +134,27 @@ def _git_revision() -> str | None:
 
 
 def model_fingerprint(model: str) -> str:
-    """A digest of a model's weights that is cheap for large files: config, and each safetensors file's name, size, and both ends.
+    """The fingerprint of the folder behind `model`. A hub id is taken by its name: the hub's own cache keeps its revision."""
+    source = resolve_source(model)
+    return folder_fingerprint(Path(source)) if Path(source).is_dir() else sha256_text(source)
 
-    A hub id is taken by its name: the hub's own cache keeps its revision.
+
+def folder_fingerprint(folder: Path) -> str:
+    """A sha256 that tells two models or adapters apart and is cheap for large files: config, and of each safetensors file name, size and
+    evenly spread parts. Both ends alone would not do: those of a tuned model are its head and its tower, which stay frozen.
     """
-    source = Path(resolve_source(model))
     digest = hashlib.sha256()
-    if not source.is_dir():
-        return hashlib.sha256(str(source).encode()).hexdigest()
-    digest.update((source / "config.json").read_bytes())
-    for path in sorted(source.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
+    for path in (folder / name for name in ("config.json", "adapter_config.json")):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        last = max(0, size - DIGEST_CHUNK_BYTES)
         with open(path, "rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, path.stat().st_size - (1 << 20)))
-            digest.update(stream.read())
+            for offset in sorted({last * part // (DIGEST_CHUNKS - 1) for part in range(DIGEST_CHUNKS)}):
+                stream.seek(offset)
+                digest.update(stream.read(DIGEST_CHUNK_BYTES))
     return digest.hexdigest()
 
 

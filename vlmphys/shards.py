@@ -12,7 +12,9 @@ Shape suffixes: T frames, H W pixels, C colour channels.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +180,13 @@ class _Table:
                 self._place[key] = len(self._batches), row
             self._batches.append(batch)
 
+    def changed_shards(self) -> Iterator[str]:
+        """A sentence for each shard whose bytes are not those that its manifest lists (sha256). Reads every byte."""
+        for line in self.manifest["shards"]:
+            path = self.folder / line["file"]
+            if sha256_file(path) != line["sha256"]:
+                yield str(self._damaged(path, "its bytes are not those that were written (sha256 differs)"))
+
     def _key_columns(self) -> tuple[str, ...]:
         return ()
 
@@ -327,6 +336,12 @@ class Packed:
         """Raise ValueError, naming the folder and the cure, where the data does not fit a model."""
         self.frames.check(image_size)
         self.dialogues.check(tokenizer_sha256, tokens_per_frame)
+
+    def check_bytes(self) -> None:
+        """Raise ValueError, naming the first shard whose bytes changed since it was packed. Reads every byte: once a run is enough."""
+        problem = next(chain(self.frames.changed_shards(), self.dialogues.changed_shards()), None)
+        if problem:
+            raise ValueError(problem)
 
 
 def open_packed(folder: str | Path) -> Packed:

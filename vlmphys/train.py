@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from vlmphys import checkpoint, engine as engines, runs
 from vlmphys.batches import MAX_TURNS, ClipOrder, load_step
 from vlmphys.config import TrainConfig, config_sha256
+from vlmphys.files import only_writer
 from vlmphys.loss import STATISTICS, DialogueLoss, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import ModelFacts, load_model, read_facts
 from vlmphys.records import Split, Variant, stable_int
@@ -54,7 +56,9 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
         return Path(config.out)
 
     world = engines.connect(config)
-    try:
+    with ExitStack() as held:
+        held.callback(world.leave)
+        world.agree(claim(held, config, packed, data_facts, resume) if world.is_first else [])
         network = load_model(config.model)
         tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed, facts.source)
         console.print(as_table(tuned.groups))
@@ -62,7 +66,7 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
         engine = engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), tuned.trained(), config)
         job = Job(config, world, engine, packed, facts, order, total_steps)
 
-        world.barrier()     # every rank has looked at the folder before the first one writes to it
+        world.barrier()     # every rank has its model before the first one writes to the folder
         if world.is_first:
             runs.write_identity(config, data_facts, world.size)
             checkpoint.remove_incomplete(config.out)
@@ -74,8 +78,20 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
             say(console, f"model: {folder}")
         world.barrier()
         return Path(config.out)
-    finally:
-        world.leave()
+
+
+def claim(held: ExitStack, config: TrainConfig, packed: Packed, data_facts: dict[str, Any], resume: str) -> list[str]:
+    """Check the data's bytes and hold the run folder, until `held` closes, against a second training. Returns what forbids the run.
+
+    For the first rank; the others must learn of a problem, or they would wait for it forever.
+    """
+    try:
+        packed.check_bytes()
+        held.enter_context(only_writer(Path(config.out), "training"))
+        runs.check_claim(config, data_facts, resume)    # again: another process may have used the folder until it could be held
+    except ValueError as error:
+        return [str(error)]
+    return [f"{config.out} was finished by another process just now"] if runs.is_finished(config.out) else []
 
 
 def run_steps(job: Job, console: Console) -> None:

@@ -170,6 +170,7 @@ def refusals(tmp_path: Path, model: Path, packed: Path, predicted: Path) -> dict
         "no clips asked for": ([*given, *data, "--max-clips", 0], "at least 1 is needed"),
         "another variant's file": (["--model", model, "--variant", "no_physics", *data, "--out", predicted],
                                    "was predicted with variant 'multi_turn'"),
+        "another side's file": ([*given, *data, "--split", "train", "--out", predicted], "is not on the side that --split asks for"),
     }
 
 
@@ -197,6 +198,18 @@ def test_score_writes_its_three_files_without_torch(repository, tmp_path, predic
     assert not [warning for warning in scores["warnings"] if "split" in warning]
     page = (out / "report.html").read_text()
     assert page.count('<img class="strip"') == page.count("<article") > 3 and "Reference: Verdict:" in page
+
+
+def test_score_refuses_data_that_the_rows_were_not_predicted_on(monkeypatch, repository, tmp_path, predicted, packed_folder, capsys):
+    other, out = tmp_path / "other.jsonl", tmp_path / "scores"
+    rows = rows_of(predicted)
+    rows[-1]["data_fingerprint"] = "0" * 64
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert call(monkeypatch, repository, "score", "--predictions", predicted, other, "--data", packed_folder, "--out", out) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: {other} was predicted on other packed data (fingerprint 000000000000)") and "\n" not in error
+    assert not out.exists()
+    assert call(monkeypatch, repository, "score", "--predictions", other, "--out", out) == 0, "without --data there is nothing to compare"
 
 
 def test_score_puts_several_files_side_by_side(repository, tmp_path, predicted):

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.integration
     ("quickstart", ["--clips-per-state", "many"], "--clips-per-state is 'many'"),
     ("quickstart", ["--clips-per-state", "1"], "at least 2 is needed, one clip to train on and one to test"),
     ("quickstart", ["--appearance", "sepia"], "unknown appearance 'sepia'"),
+    ("quickstart", ["--clips-per-state", "3", "--per-anomaly", "3"], "give at most 2"),
+    ("quickstart", ["--priors", "no/such"], "--priors 'no/such' is no folder"),
     ("quickstart", ["--seed", "x"], "--seed is 'x'"),
     ("quickstart", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
     ("quickstart", ["--clips"], "unknown option --clips"),

@@ -89,11 +89,11 @@ def test_tensorboard_carries_the_same_figures(finished):
 
 
 def test_the_model_loads_and_only_the_tuned_weights_differ_from_the_base(finished, tiny_model_folder):
+    from vlmphys.model import load_model
     from vlmphys.runs import load_run_model, open_run
     opened = open_run(finished[0])
     assert opened.variant.value == "multi_turn" and opened.data_fingerprint
-    trained = dict(load_run_model(opened).named_parameters())
-    base = load_file(tiny_model_folder / "model.safetensors")
+    trained, base = load_run_model(opened).state_dict(), load_model(str(tiny_model_folder)).state_dict()
     assert set(base) == set(trained)
     changed = {name for name, value in base.items() if not torch.equal(value, trained[name])}
     assert changed == {name for name in base if "language_model.layers" in name and ("self_attn" in name or ".mlp." in name) and "o_proj" not in name}
@@ -137,12 +137,12 @@ def test_lora_writes_an_adapter_that_merges(repository, packed_folder, tiny_mode
                 "per_device_train_batch_size=1", "gradient_accumulation_steps=8", "deepspeed=ds_configs/single_4090.json"]
     done = run(repository, command(packed_folder, tiny_model_folder, tmp_path / "lora", *settings))
     assert done.returncode == 0, done.stderr
+    from vlmphys.model import load_model
     from vlmphys.runs import load_run_model, open_run
     adapter = model_of(tmp_path / "lora", "adapter_model.safetensors")
     stored = json.loads((tmp_path / "lora" / "model" / "adapter_config.json").read_text())
     assert stored["base_model_name_or_path"] == str(tiny_model_folder) and stored["r"] == 4
-    merged = load_run_model(open_run(tmp_path / "lora")).state_dict()
-    base = load_file(tiny_model_folder / "model.safetensors")
+    merged, base = load_run_model(open_run(tmp_path / "lora")).state_dict(), load_model(str(tiny_model_folder)).state_dict()
     name = "model.language_model.layers.1.mlp.down_proj"
     lower, upper = (adapter[f"base_model.model.{name}.lora_{half}.weight"].float() for half in "AB")
     assert upper.any(), "LoRA's second matrix starts at zero: it was not trained"
@@ -154,7 +154,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(repository, packed_fo
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_folder, broken)
     weights = load_file(broken / "model.safetensors")
-    weights["lm_head.weight"][7] = float("nan")
+    (head,) = (name for name in weights if name.endswith("lm_head.weight"))
+    weights[head][7] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     done = run(repository, command(packed_folder, broken, tmp_path / "out"))
     assert done.returncode == 2
@@ -172,6 +173,7 @@ def refused(repository, monkeypatch, capsys):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["launch/train.py", *map(str, arguments)])
+        capsys.readouterr()
         assert module.main() == 2
         message = capsys.readouterr().err
         assert message.startswith("error: ") and "Traceback" not in message
@@ -207,6 +209,25 @@ def test_data_of_another_model_or_without_train_clips_is_refused(refused, packed
     (empty / "split.json").write_text(json.dumps(split))
     assert "no clip of the train split" in refused("--data", empty, "--model", tiny_model_folder, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_byte_of_the_packed_data_is_refused(refused, packed_folder, tiny_model_folder, tmp_path):
+    damaged = tmp_path / "packed"
+    shutil.copytree(packed_folder, damaged)
+    shard = damaged / "frames" / "frames-00000.arrow"
+    whole = bytearray(shard.read_bytes())
+    whole[len(whole) // 2] ^= 255   # a pixel
+    shard.write_bytes(whole)
+    assert "frames-00000.arrow: its bytes are not those" in refused("--data", damaged, "--model", tiny_model_folder, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_training_into_the_same_folder_is_refused(refused, packed_folder, tiny_model_folder, tmp_path):
+    from vlmphys.files import only_writer
+    with only_writer(tmp_path / "out", "training"):
+        message = refused(*command(packed_folder, tiny_model_folder, tmp_path / "out")[1:])
+        assert message.count("\n") == 1 and "another process is training into this folder" in message
+        assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_used_folder_is_refused_with_the_key_that_differs(finished, refused, packed_folder, tiny_model_folder, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmphys import checkpoint
 from vlmphys.config import TrainConfig
-from vlmphys.engine import PlainEngine, World
+from vlmphys.engine import PlainEngine, World, connect
 
 pytestmark = pytest.mark.unit
 WORLD = World(0, 1, torch.device("cpu"))
@@ -137,6 +137,14 @@ def test_empty_tensors_are_noticed_when_they_are_written(tmp_path):
     with pytest.raises(OSError, match="part0.weight"):
         checkpoint.save(engine, tmp_path, marker(1), keep=2)
     assert checkpoint.complete(tmp_path) == []
+
+
+def test_ranks_without_a_meeting_place_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for engine in ("plain", "deepspeed"):
+        with pytest.raises(ValueError, match="WORLD_SIZE is 2, but MASTER_ADDR is not set"):
+            connect(TrainConfig(engine=engine))
 
 
 def test_marker_is_plain_json(tmp_path):

@@ -63,7 +63,8 @@ def test_engine_follows_the_deepspeed_file(zero2):
     ({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}}, "'bf16'"),
     ({"optimizer": {"type": "Adam"}, "zero_optimization": {"stage": 2}}, "'optimizer'.*'learning_rate'"),
     ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'"),
-    ({"zero_optimization": {"stage": 0}}, "stage 0"),
+    ({"zero_optimization": {"stage": 0}}, "stage 0"), ({"zero_optimization": 2}, "zero_optimization 2: an object is needed"),
+    ({"zero_optimization": None}, "zero_optimization None"),
     ({}, "stage None")])
 def test_deepspeed_json_holds_sharding_only(tmp_path, settings, part):
     path = tmp_path / "ds.json"
@@ -89,6 +90,18 @@ def test_written_config_reads_back_the_same(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert read_back(tmp_path / "config.yaml") == config
     assert list(yaml.safe_load(to_yaml(config))) == list(FIELDS)
+
+
+def test_a_key_of_another_version_is_not_dropped(tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(TrainConfig()) + "lora_rslora: true\n")
+    with pytest.raises(ValueError, match="config.yaml: unknown key 'lora_rslora'.*use the vlmphys that wrote it"):
+        read_back(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("setting", ["max_steps=.inf", "seed=-.inf", "learning_rate=.inf", "max_grad_norm=.inf", f"learning_rate=1{400 * '0'}"])
+def test_infinity_is_no_number_here(setting):
+    with pytest.raises(ValueError, match=f"{setting.split('=')[0]} is .*(whole|finite) number"):
+        load_config(None, [setting])
 
 
 def test_differences_name_the_key_and_both_values():

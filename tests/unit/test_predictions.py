@@ -84,6 +84,34 @@ def test_two_writers_and_other_files_are_refused(tmp_path):
     assert other.read_text() == "hello\n"
 
 
+def test_clips_of_another_side_are_refused_and_left_alone(tmp_path):
+    path = tmp_path / "p.jsonl"
+    val, test = ["fan/test/stuck/0", "fan/test/stuck/1"], ["fan/test/stuck/2"]
+    with PredictionWriter(path, IDENTITY, Explain.ALL, val) as writer:
+        writer.append(prediction(val[0]))
+    path.write_bytes(path.read_bytes() + b'{"half')
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="p.jsonl:1: clip 'fan/test/stuck/0' is not on the side .*another --out"):
+        PredictionWriter(path, IDENTITY, Explain.ALL, test)
+    assert path.read_bytes() == before
+    with PredictionWriter(path, IDENTITY, Explain.ALL, val) as writer:
+        assert writer.done == {val[0]}
+
+
+def test_a_file_that_appeared_since_the_start_is_not_appended_to(tmp_path):
+    path = tmp_path / "p.jsonl"
+    with PredictionWriter(path, IDENTITY, Explain.ALL) as late:
+        with PredictionWriter(path, IDENTITY, Explain.ALL) as early:
+            early.append(prediction("fan/test/stuck/0"))
+            early.append(prediction("fan/test/stuck/1"))
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="written by another process in the meantime: start this one again"):
+            late.append(prediction("fan/test/stuck/0"))
+    assert path.read_bytes() == before
+    with PredictionWriter(path, IDENTITY, Explain.ALL) as again:
+        assert len(again.done) == 2, "the lock was given back"
+
+
 def test_explanations_only_for_anomalous_clips_resume(tmp_path):
     path = tmp_path / "p.jsonl"
     with PredictionWriter(path, IDENTITY, Explain.ANOMALOUS) as writer:
@@ -143,8 +171,21 @@ def test_ragged_csv_and_missing_file_are_refused(tmp_path):
     path.write_bytes(b"clip_id,label,score\n\xff\xfe,1,1\n")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_predictions(path)
+    path.write_text("clip_id,label,score,explanation\nfan/1,1,0.5,short\nfan/2,0,0.1," + "x" * 200_000 + "\n")
+    with pytest.raises(ValueError, match=r"x.csv:3: no CSV row \(field larger than field limit"):
+        read_predictions(path)
+    path.write_text("clip_id,label," + "x" * 200_000 + "\nfan/1,1,0.5\n")
+    with pytest.raises(ValueError, match="x.csv:1: no CSV row"):
+        read_predictions(path)
     with pytest.raises(ValueError, match="no such predictions file"):
         read_predictions(tmp_path / "none.jsonl")
+
+
+def test_every_data_fingerprint_of_the_rows_is_kept(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("clip_id,label,score,data_fingerprint\nfan/1,1,0.2,aa\nfan/2,0,0.1,bb\nfan/3,0,0.1,\n")
+    read = read_predictions(path)
+    assert read.data_fingerprints == {"aa", "bb"} and read.constants["data_fingerprint"] is None
 
 
 def test_labels_from_a_second_file(tmp_path):

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from vlmphys.predictions import read_predictions
 from vlmphys.records import Split
-from vlmphys.scoring import PHYS_AD_CATEGORIES, mean_record, name_runs, score_predictions, scores_document
+from vlmphys.scoring import NOT_COMPUTED, PHYS_AD_CATEGORIES, mean_record, name_runs, score_predictions, scores_document
 from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY
 from vlmphys.tables import console_text, markdown_text
 
@@ -47,7 +47,7 @@ def test_every_figure_equals_scikit_learn(tmp_path):
         assert record["accuracy"] == pytest.approx(accuracy_score(labels, values >= 0.3), abs=1e-12)
         assert record["auroc_verdict"] == pytest.approx(balanced_accuracy_score(labels, values >= 0.3), abs=1e-12)
         low, high = record["auroc_ci95"]
-        assert low < record["auroc"] < high and record["reasons"] == {}
+        assert low < record["auroc"] < high and set(record["reasons"]) == set(NOT_COMPUTED)
     average = scores["average"]
     assert average["n_categories"] == 2 and average["n"] == 80
     assert average["auroc"] == pytest.approx(np.mean([scores["per_category"][name]["auroc"] for name in ("fan", "gear")]))
@@ -73,6 +73,17 @@ def test_means_over_21_and_22_need_all_their_categories(tmp_path):
     for key, value in mean.items():
         assert scores[key]["ap"] == pytest.approx(value)
     assert [scores[key]["n_categories"] for key in mean] == [21, 22, 23]
+
+
+def test_figures_of_the_text_are_null_with_a_reason_and_in_no_mean(tmp_path):
+    write_rows(tmp_path / "p.jsonl", ["fan"])
+    scores = scored(tmp_path / "p.jsonl")
+    fan = scores["per_category"]["fan"]
+    assert list(fan)[-6:] == ["sbert", "llm", "type_accuracy", "description", "explanation", "reasons"]
+    for key in ("sbert", "llm", "type_accuracy", "description", "explanation"):
+        assert fan[key] is None and fan["reasons"][key] == "not computed by this version"
+        assert key not in scores["average"] and key not in scores["average"]["left_out"] and key not in markdown_text({"p": scores})
+    assert not scores["warnings"]
 
 
 def test_one_class_is_null_with_a_reason_and_left_out_of_the_mean_by_name(tmp_path):
@@ -129,15 +140,17 @@ def test_the_threshold_says_where_it_comes_from(tmp_path):
     assert scored(path, threshold=0.15)["threshold"] == {"value": 0.15, "rule": "given"}
 
 
-def test_equal_scores_and_clips_of_train_are_warned_of(tmp_path):
+def test_equal_scores_and_clips_of_train_and_val_are_warned_of(tmp_path):
     rows = write_rows(tmp_path / "p.jsonl", ["fan"])
     for row in rows:
         row["score"] = 0.25
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sides = {row["clip_id"]: Split.TEST for row in rows[2:]} | {rows[0]["clip_id"]: Split.TRAIN, "fan/test/stuck/absent": Split.TEST}
+    sides = {row["clip_id"]: Split.TEST for row in rows[3:]}
+    sides |= {rows[0]["clip_id"]: Split.TRAIN, rows[2]["clip_id"]: Split.VAL, "fan/test/stuck/absent": Split.TEST}
     scores = scored(tmp_path / "p.jsonl", split=SimpleNamespace(protocol="weak", sha256="abc", clips=sides))
     text = "\n".join(scores["warnings"])
     assert "all scores are equal in fan" in text and "1 clips stand in the train split" in text
+    assert f"1 clips stand in the val split: their scores are not those of a test (first {rows[2]['clip_id']})" in text
     assert "1 clips are not in the split" in text and "1 test clips of the split have no prediction" in text
     assert scores["protocol"] == "weak" and scores["fingerprints"]["split"] == "abc"
 

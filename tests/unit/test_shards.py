@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import shutil
@@ -164,6 +165,22 @@ def test_damage_is_refused_by_name(packed, kind, words):
         open_packed(packed)
 
 
+@pytest.mark.parametrize("shard", ["frames/frames-00001.arrow", "dialogues/dialogues-00000.arrow"])
+def test_a_changed_byte_is_found_by_the_shards_name(packed, shard):
+    open_packed(packed).check_bytes()
+    flip_a_byte(packed / shard)
+    with pytest.raises(ValueError, match=f"{shard}: its bytes are not those that were written"):
+        open_packed(packed).check_bytes()
+
+
+def flip_a_byte(shard: Path) -> None:
+    """Change one value of the first row and nothing that says where rows are: opening does not notice."""
+    whole = bytearray(shard.read_bytes())
+    value = frames_row(10)["frames"].tobytes() if "frames" in shard.name else np.arange(12, dtype=np.int32).tobytes()
+    whole[whole.index(value) + 4] ^= 255
+    shard.write_bytes(whole)
+
+
 def test_another_model_is_refused(packed):
     data = open_packed(packed)
     data.check("a" * 64, 6, 2)
@@ -192,10 +209,24 @@ def test_a_swap_that_was_cut_in_two_is_finished(tmp_path):
     assert (target / "manifest.json").read_text() == "newer"
 
 
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def no_lock(handle, how):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    with pytest.warns(UserWarning, match="cannot lock a folder"):
+        with only_writer(tmp_path / "run", "training"):
+            (tmp_path / "run" / "kept").write_text("")
+    assert (tmp_path / "run" / "kept").exists()
+
+
 def test_one_writer_at_a_time(tmp_path):
     with only_writer(tmp_path / "packed"):
         with pytest.raises(ValueError, match="another process is packing"):
             with only_writer(tmp_path / "packed"):
+                pass
+        with pytest.raises(ValueError, match="another process is training"):
+            with only_writer(tmp_path / "packed", "training"):
                 pass
     assert not (tmp_path / "packed").exists()
     (tmp_path / "file").write_text("")

@@ -91,5 +91,5 @@ def test_counts_of_the_published_7b_config():
     from transformers import LlamaConfig
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32, vocab_size=32064)
     counts = expected_counts(config, "full", True, 0)
-    assert sum(counts.values()) == 6_476_005_376  # attention + FFN: 6.476 B (facts/video_llava.md)
+    assert sum(counts.values()) == 6_476_005_376  # attention + FFN: 6.476 B (LanguageBind/Video-LLaVA-7B-hf)
     assert sum(expected_counts(config, "lora", True, 128).values()) == 319_815_680  # LoRA r 128: 0.32 B

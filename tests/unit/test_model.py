@@ -1,0 +1,107 @@
+"""Loading a model: every folder that is incomplete, damaged or changed is refused by name, and no code comes with a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from vlmphys import model, runs
+from vlmphys.config import TrainConfig
+from vlmphys.records import Variant
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tiny_model_folder, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+
+
+def rewrite(folder: Path, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def head(weights: dict) -> str:
+    """The name of `lm_head.weight` in the file: versions of transformers differ in what they put before it."""
+    return next(name for name in weights if name.endswith("lm_head.weight"))
+
+
+def damage(folder: Path, kind: str) -> None:
+    file = folder / "model.safetensors"
+    if kind == "no file":
+        file.unlink()
+    elif kind == "half a file":
+        file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+    elif kind == "an empty file":
+        file.write_bytes(b"")
+    elif kind == "another shape":
+        rewrite(folder, lambda weights: weights.update({head(weights): weights[head(weights)][:-1].clone()}))
+    elif kind == "a weight less":
+        rewrite(folder, lambda weights: weights.pop(head(weights)))
+
+
+@pytest.mark.parametrize(("kind", "words"), [
+    ("no file", "weights cannot be read from .*base .*copy or download"), ("half a file", "weights cannot be read from .*base .*copy or download"),
+    ("an empty file", "weights cannot be read from .*base .*copy or download"),
+    ("another shape", "1 weights in .*base have another shape .*'lm_head.weight': .* stored, .* expected; copy or download"),
+    ("a weight less", "lacks 1 weights, first 'lm_head.weight'")])
+def test_a_damaged_folder_is_refused_by_name(folder, kind, words):
+    assert model.load_model(str(folder)).model.image_tower is None
+    damage(folder, kind)
+    with pytest.raises(ValueError, match=words):
+        model.load_model(str(folder))
+
+
+@pytest.mark.parametrize(("load", "owner"), [("load_config", "AutoConfig"), ("load_tokenizer", "AutoTokenizer"),
+                                             ("load_model", "VideoLlavaForConditionalGeneration")])
+def test_code_in_a_model_folder_is_never_run(folder, load, owner, monkeypatch):
+    given, original = {}, getattr(model, owner).from_pretrained
+    monkeypatch.setattr(getattr(model, owner), "from_pretrained", lambda *args, **more: given.update(more) or original(*args, **more))
+    getattr(model, load)(str(folder))
+    assert given["trust_remote_code"] is False
+
+
+def test_the_fingerprint_knows_the_middle_of_the_weights_and_the_config(folder):
+    first = runs.model_fingerprint(str(folder))
+    assert first == runs.folder_fingerprint(folder)
+    file = folder / "model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    file.write_bytes(whole)
+    second = runs.model_fingerprint(str(folder))
+    (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), "note": 1}))
+    assert len({first, second, runs.model_fingerprint(str(folder))}) == 3
+
+
+def test_parts_of_large_files_are_spread(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "DIGEST_CHUNK_BYTES", 16)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(64 * 100))
+    first, seen = runs.folder_fingerprint(tmp_path), 0
+    for place in range(0, 64 * 100, 10):
+        whole = bytearray(64 * 100)
+        whole[place] = 1
+        file.write_bytes(whole)
+        seen += runs.folder_fingerprint(tmp_path) != first
+    assert 64 <= seen < 640     # one or two of the ten places of each part, from end to end
+
+
+def test_an_adapter_is_not_put_on_a_changed_base(folder, tmp_path, monkeypatch):
+    run = runs.Run(tmp_path / "run", TrainConfig(model=str(folder), tune="lora"), tmp_path / "run" / "model", Variant.MULTI_TURN, "d")
+    run.folder.mkdir()
+    (run.folder / "data.json").write_text(json.dumps({"model_fingerprint": runs.model_fingerprint(str(folder))}))
+    reached = []
+    monkeypatch.setattr(runs, "load_model", lambda *given: reached.append(given))
+    with pytest.raises((AttributeError, ValueError, OSError)):     # there is no adapter
+        runs.load_run_model(run)
+    assert len(reached) == 1
+    rewrite(folder, lambda weights: weights[head(weights)].mul_(2))
+    with pytest.raises(ValueError, match="run is an adapter for the base model .*base, which has changed"):
+        runs.load_run_model(run)
+    assert len(reached) == 1
