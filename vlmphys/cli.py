@@ -133,7 +133,8 @@ def _parameters(result: dict[str, Any]):
 def _as_given(result: dict[str, Any]):
     """Each place's parts in the phase in which it is fullest, and what the other phases come to."""
     given, machine = result["as_given"], result["machine"]
-    table = _table(f"as given: {Path(given['sharding']).name}, {_batch(given)}, estimates", "where", "what", "bytes", right=("bytes",))
+    table = _table(f"as given: {Path(given['sharding']).name}, batch {_batch(given)}; estimates", "where", "what", "bytes",
+                   right=("bytes",))
     for where, phases, limit in (("each card", given["gpu"], machine["gpu"]), ("host memory", given["host"], machine["host"]),
                                  ("disk", {"the whole run": given["disk"]}, machine["disk"])):
         totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
@@ -143,7 +144,9 @@ def _as_given(result: dict[str, Any]):
         for phase, total in totals.items():
             if phase != fullest:
                 table.add_row(where, phase, _gib(total), style="dim")
-        table.add_row(where, fullest, f"{_gib(totals[fullest])} of {_gib(limit)}", style="bold" if totals[fullest] <= limit else "bold red")
+        known = limit is not None
+        style = "bold red" if known and totals[fullest] > limit else "bold"
+        table.add_row(where, fullest, _gib(totals[fullest]) + (f" of {_gib(limit)}" if known else ""), style=style)
         for part, size in phases[fullest].items():
             if size:
                 table.add_row("", f"  {part}", _gib(size))
@@ -154,7 +157,8 @@ def _as_given(result: dict[str, Any]):
 def _options(result: dict[str, Any]):
     """The largest micro-batch that fits with each DeepSpeed file, best first."""
     numbers = ("each card", "host memory", "disk")
-    table = _table("the largest micro-batch that fits, with the same global batch", "file", "batch", *numbers, "fits", right=numbers)
+    title = "the largest micro-batch that fits (micro-batch x accumulation x ranks)"
+    table = _table(title, "file", "batch", *numbers, "fits", right=numbers)
     for one in result["options"]:
         table.add_row(Path(one["sharding"]).stem, _batch(one), _gib(one["gpu_peak"]), _gib(one["host_peak"]), _gib(one["disk_total"]),
                       "no" if one["shortages"] else "yes")
@@ -163,8 +167,7 @@ def _options(result: dict[str, Any]):
 
 def _batch(one: dict[str, Any]) -> str:
     """Micro-batch, accumulation and ranks: their product is the global batch."""
-    ranks = f"{one['ranks']} rank{'s' if one['ranks'] > 1 else ''}"
-    return f"{one['per_device_train_batch_size']} x {one['gradient_accumulation_steps']} x {ranks}"
+    return f"{one['per_device_train_batch_size']} x {one['gradient_accumulation_steps']} x {one['ranks']}"
 
 
 def show_doctor(result: dict[str, Any], console) -> None:

@@ -277,8 +277,9 @@ def device_phases(case: Case) -> dict[str, dict[str, int]]:
 
 
 def heap_holes(case: Case) -> int:
-    """LoRA on the CPU: the outputs of a projection and of its adapter, freed once they are added up, leave holes in the C library's heap that
-    the small tensors in between keep from being used again. An estimate, measured on the tiny model."""
+    """LoRA on the CPU: the outputs of a projection and of its adapter, freed once they are added up, leave holes in the C library's heap,
+    which the small tensors in between keep from being used again. An estimate, measured on the tiny model.
+    """
     if not case.lora:
         return 0
     size = case.size
@@ -344,6 +345,11 @@ def add(*parts: dict[str, int]) -> dict[str, int]:
 def peak(phases: dict[str, dict[str, int]]) -> tuple[str, int]:
     """The phase that takes most, and its bytes; ("", 0) where there is none."""
     return max(((phase, sum(parts.values())) for phase, parts in phases.items()), key=lambda found: found[1], default=("", 0))
+
+
+def without(phases: dict[str, dict[str, int]], names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """The same phases without some of their parts."""
+    return {phase: {part: size for part, size in parts.items() if part not in names} for phase, parts in phases.items()}
 
 
 # On disk

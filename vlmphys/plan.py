@@ -63,13 +63,12 @@ class Estimate:
 
     def shortages(self, machine: Machine, sure: bool = False) -> list[str]:
         """What there is too little of, with the numbers; with `sure`, only what is short even without the parts that are mere guesses."""
+        guesses = (memory.SLACK, memory.CONTEXT) if sure else ()
         found = []
-        phase, need = memory.peak(self.device)
-        if machine.gpu is not None:
-            need -= sum(self.device[phase][part] for part in (memory.SLACK, memory.CONTEXT)) if sure else 0
-            if need > machine.gpu:
-                found.append(f"each card has {gib(machine.gpu)}, the {phase} needs {gib(need)}")
-        phase, need = memory.peak(self.host)
+        phase, need = memory.peak(memory.without(self.device, guesses))
+        if machine.gpu is not None and need > machine.gpu:
+            found.append(f"each card has {gib(machine.gpu)}, the {phase} needs {gib(need)}")
+        phase, need = memory.peak(memory.without(self.host, guesses))
         if need > machine.host:
             found.append(f"there are {gib(machine.host)} of host memory, {gib(need)} are needed ({phase})")
         need = sum(self.disk.values())
@@ -165,9 +164,10 @@ def machine_of(config: TrainConfig, gpu_gib: float | None = None, host_gib: floa
             raise ValueError(f"{flag} is {value}: it must be above 0")
     host = int(host_gib * GIB) if host_gib else host_memory().available
     of_host = f"{gib(host)} of host memory" + ("" if host_gib else " (free here now)")
-    disk = free_disk(config.out)
     if gpu_gib:
-        return Machine(gpus or 1, int(gpu_gib * GIB), host, disk, f"{gpus or 1} x {gpu_gib:g} GiB, {of_host}")
+        # Another machine's disk is not known.
+        return Machine(gpus or 1, int(gpu_gib * GIB), host, None, f"{gpus or 1} x {gpu_gib:g} GiB, {of_host}")
+    disk = free_disk(config.out)
     here = gpus_here(None if of_rank is None else [of_rank])
     if not here and gpus:
         raise ValueError(f"--gpus is {gpus}, but there is no GPU here: add --gpu-gib, the memory of one card")
@@ -196,8 +196,9 @@ def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, 
     """The config on the machine, one rank a card where `ranks` does not say otherwise."""
     ranks = ranks or max(1, machine.gpus)
     sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed)) if config.deepspeed else Sharding("plain")
-    clips = None if data.clips is None else len(data.clips)
-    case = Case(size, config, sharding, ranks, on_node or ranks, machine.gpu is not None, data.tokens, data.supervised, data.frames, None, clips)
+    clips = len(data.clips) if data.clips else None
+    case = Case(size=size, config=config, sharding=sharding, ranks=ranks, ranks_on_node=on_node or ranks, on_gpu=machine.gpu is not None,
+                tokens=data.tokens, supervised=data.supervised, frames=data.frames, steps=None, clips=clips)
     return replace(case, steps=steps_of(case, data))
 
 

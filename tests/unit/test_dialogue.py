@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 from llama_tokenizers import finished, llama_of_words, llama_trained
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations, write_dialogue

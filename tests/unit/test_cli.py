@@ -1,0 +1,93 @@
+"""`vlmphys plan` and `vlmphys doctor`: exit statuses, JSON, one sentence for bad input, and a start that loads nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vlmphys import cli
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def here(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+
+
+def run(*arguments):
+    return cli.main([str(argument) for argument in arguments])
+
+
+def test_plan_of_the_quick_start_as_json(here, capsys):
+    assert run("plan", "--config", "launch/recipes/quickstart.yaml", "--host-gib", 16, "--json", "--set", "data=no_such_folder") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["fits"] and result["model"] == "tiny" and result["machine"]["host"] == 16 << 30
+    assert result["as_given"]["sharding"] == "ds_configs/zero2_offload.json"
+
+
+def test_plan_as_tables(here, capsys, tiny_model_folder, packed_folder):
+    settings = (f"model={tiny_model_folder}", "deepspeed=ds_configs/zero2.json", "tune=lora", "lora_r=4")
+    assert run("plan", "--data", packed_folder, "--gpu-gib", 24, "--gpus", 2, "--host-gib", 16, "--set", *settings) == 0
+    out = capsys.readouterr().out
+    for part in ("published, with both towers", "LoRA", "each card", "host memory", "disk", "backward pass", "zero2_offload",
+                 "of 24.00 GiB", "steps: 10, 32 clips each", "time: not known", "it fits as it is"):
+        assert part in out, part
+
+
+def test_a_run_that_does_not_fit_says_what_does_with_status_1(here, capsys, tiny_model_folder, packed_folder):
+    assert run("plan", "--data", packed_folder, "--set", f"model={tiny_model_folder}", "--gpu-gib", 0.01, "--host-gib", 16) == 1
+    out = capsys.readouterr().out
+    assert "it does not fit: each card has 10.2 MiB" in out and "nothing fits; the least: --set" in out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--config", "no_such.yaml"), "no such config file"),
+    (("--set", "learning_rat=1"), "did you mean 'learning_rate'"),
+    (("--set", "model=no/such/model"), "is no folder: give a Hugging Face Video-LLaVA folder"),
+    (("--data", "no_such_folder"), "no such folder"),
+    (("--gpu-gib", "-1"), "--gpu-gib is -1.0: it must be above 0"),
+    (("--run", "no_such_run"), "no run folder with config.yaml")])
+def test_bad_input_is_one_sentence_and_status_2(here, capsys, arguments, message):
+    assert run("plan", *arguments) == 2
+    answer = capsys.readouterr()
+    assert answer.out == "" and answer.err.startswith("error: ") and message in answer.err and answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("detect",), ("plan", "--gpus", "two")])
+def test_a_command_line_that_argparse_refuses_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2 and "usage: vlmphys" in capsys.readouterr().err
+
+
+def test_doctor_as_json_and_as_tables(here, capsys, monkeypatch):
+    from vlmphys import doctor
+    # Whatever else runs here: compiling holds a lock, and memory comes and goes.
+    monkeypatch.setattr(doctor, "_built", lambda name: [])
+    monkeypatch.setattr(doctor, "host_memory", lambda: doctor.HostMemory(16 << 30, 12 << 30))
+    status = run("doctor", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert status == (0 if result["quickstart"] else 1)
+    assert set(result["packages"]) == set(doctor.PACKAGES) and result["packages"]["torch"] and result["cpu"]["cores"] >= 1
+    assert run("doctor") == status
+    out = capsys.readouterr().out
+    for part in ("torch", "host memory", "cpu_adam", "pyav: works; decord: works", "quick start"):
+        assert part in out, part
+
+
+def test_doctor_where_something_is_missing_is_status_1(here, capsys, monkeypatch):
+    from vlmphys import doctor
+    monkeypatch.setattr(doctor, "tiny_facts", lambda: {"folder": "x", "missing": ["model.safetensors"]})
+    monkeypatch.setattr(doctor, "_built", lambda name: [])
+    assert run("doctor") == 1
+    assert "x lacks model.safetensors; make it with python" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_help_loads_nothing_heavy():
+    check = ("import sys; from vlmphys.cli import parser; parser().format_help(); "
+             "print([name for name in ('torch', 'transformers', 'numpy', 'rich') if name in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout.strip() == "[]"
