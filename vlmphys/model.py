@@ -68,7 +68,8 @@ def load_config(model: str):
 
 
 def load_tokenizer(model: str):
-    """The model's fast tokenizer. Raises ValueError where it has none or lacks the `<video>` token."""
+    """The model's fast tokenizer. Raises ValueError where the model is no Video-LLaVA or has no such tokenizer."""
+    load_config(model)  # first: a folder of another kind is told by its kind, not by its tokenizer
     source = resolve_source(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)

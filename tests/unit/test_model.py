@@ -105,3 +105,9 @@ def test_an_adapter_is_not_put_on_a_changed_base(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="run is an adapter for the base model .*base, which has changed"):
         runs.load_run_model(run)
     assert len(reached) == 1
+
+
+def test_a_folder_of_another_kind_is_told_by_its_kind(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="is of type 'llama': only Video-LLaVA"):
+        model.load_tokenizer(str(tmp_path))
