@@ -361,14 +361,13 @@ def check_fits(config: TrainConfig) -> None:
     """
     if getattr(config, "force", False):
         return
-    import psutil
     ranks, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     on_node = int(local or ranks)
     size = model_size(config)
     data = read_data(config.data, config, size)
     machine = machine_of(config, of_rank=int(os.environ.get("LOCAL_RANK", 0)))
     # What the ranks' libraries take already, and what an earlier part of this run left on disk, are part of the estimate.
-    held = on_node * psutil.Process().memory_info().rss
+    held = on_node * resident_bytes()
     machine = replace(machine, host=machine.host + held, disk=machine.disk + folder_bytes(Path(config.out)))
     case = case_of(config, size, data, machine, ranks, on_node)
     shortages = estimate(case).shortages(machine, sure=True)
@@ -380,6 +379,12 @@ def check_fits(config: TrainConfig) -> None:
         f"{'; '.join(best.shortages(machine))}")
     force = "; to start it all the same: --set force=true" if "force" in FIELDS else ""
     raise ValueError(f"this run does not fit this machine: {'; '.join(shortages)}; {cure}{force}")
+
+
+def resident_bytes() -> int:
+    """Host memory that this process holds now."""
+    import psutil
+    return psutil.Process().memory_info().rss
 
 
 def folder_bytes(folder: Path) -> int:

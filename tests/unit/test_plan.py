@@ -309,6 +309,8 @@ def without_gpu(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(plan, "gpus_here", lambda indices=None: [])
     monkeypatch.setattr(plan, "free_disk", lambda path: 64 * GIB)
+    # What a rank holds before it loads anything; the tests' own process grows with the tests before this one.
+    monkeypatch.setattr(plan, "resident_bytes", lambda: GIB // 2)
 
 
 def with_host(monkeypatch, size):
