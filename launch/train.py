@@ -9,9 +9,11 @@ import sys
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line. `--local_rank` is what DeepSpeed's launcher adds; the environment says the same."""
-    parser = argparse.ArgumentParser(description="Fine-tune a Video-LLaVA on packed clips. Every setting is a key of the config; see launch/README.md.")
+    parser = argparse.ArgumentParser(
+        description="Fine-tune a Video-LLaVA on packed clips. Every setting is a key of the config; see launch/README.md.")
     parser.add_argument("--config", help="YAML file, for instance launch/recipes/quickstart.yaml")
-    parser.add_argument("--set", dest="overrides", metavar="key=value", action="append", nargs="+", default=[], help="override a key of the config")
+    parser.add_argument("--set", dest="overrides", metavar="key=value", action="append", nargs="+", default=[],
+                        help="override a key of the config")
     parser.add_argument("--data", help="folder written by data_prep/pack.py")
     parser.add_argument("--model", help="'tiny', a Hugging Face folder, or a hub id")
     parser.add_argument("--variant", help="multi_turn, single_turn or no_physics")

@@ -74,7 +74,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for name, value in moved.items()})
+        return Batch(**{name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                        for name, value in moved.items()})
 
 
 def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id: int, weightless: bool = False) -> Batch:

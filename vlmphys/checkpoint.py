@@ -1,7 +1,8 @@
 """Checkpoints that are complete or not there: written aside, fsynced, renamed, then marked.
 
 A checkpoint holds the trained weights (fp32 masters) and Adam's moments, whole and by name, as safetensors: no pickle, and no trace of the
-engine or the number of ranks that wrote it. The order of clips and the dropout seeds are functions of the step, so the step is all the rest.
+engine or the number of ranks that wrote it. The order of clips and the dropout seeds are functions of the step, so the
+step is all the rest.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def read_marker(folder: Path) -> Marker:
     for name, size in marker.files.items():
         file = Path(folder) / name
         if not file.is_file() or file.stat().st_size != size:
-            raise ValueError(f"{file} is missing or damaged ({size:,} bytes expected): remove the folder to go on from an earlier checkpoint")
+            raise ValueError(f"{file} is missing or damaged ({size:,} bytes expected): remove the folder to go on from an earlier "
+                             "checkpoint")
     return marker
 
 

@@ -179,7 +179,8 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
     if not isinstance(sharding, dict):
         problems.append(f"has zero_optimization {sharding!r}: an object is needed, for instance {{\"stage\": 2}}")
     elif stage not in ZERO_STAGES:
-        problems.append(f"has zero_optimization.stage {stage!r}: allowed are {', '.join(map(str, ZERO_STAGES))} (without sharding use engine: plain)")
+        problems.append(f"has zero_optimization.stage {stage!r}: allowed are {', '.join(map(str, ZERO_STAGES))} "
+                        "(without sharding use engine: plain)")
     if problems:
         raise ValueError(_joined(f"deepspeed: {path}", problems))
     return settings

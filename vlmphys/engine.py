@@ -93,7 +93,8 @@ def connect(config: TrainConfig) -> World:
             if size > 1:
                 raise ValueError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with `deepspeed` or `torchrun`, "
                                  "or unset WORLD_SIZE to train in one process")
-            os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
+            os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
         if config.engine == "deepspeed":
             _import_deepspeed().init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
         else:
@@ -114,7 +115,8 @@ class PlainEngine:
         names = {id(parameter) for parameter in trained.values()}
         for parameter in module.parameters():
             # Frozen weights need no fp32 master copy.
-            parameter.data = parameter.data.to(world.device, torch.bfloat16 if config.bf16 and id(parameter) not in names else torch.float32)
+            dtype = torch.bfloat16 if config.bf16 and id(parameter) not in names else torch.float32
+            parameter.data = parameter.data.to(world.device, dtype)
         self.module = module.to(world.device)
         self.optimizer = adamw(list(trained.values()), config)
 
@@ -198,7 +200,8 @@ class DeepSpeedEngine(PlainEngine):
     def export_state(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
         for name, parameter in self.trained.items():
-            state = {"weight": safe_get_full_fp32_param(parameter), **{key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}}
+            state = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            state["weight"] = safe_get_full_fp32_param(parameter)
             yield name, {key: value.detach().cpu() for key, value in state.items()}
 
     def import_state(self, lookup: Lookup, step: int) -> None:
@@ -248,8 +251,8 @@ def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World)
         return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
                                 weight_decay=config.weight_decay, adamw_mode=True)
     except RuntimeError as error:
-        raise ValueError(f"deepspeed: its CPU optimizer could not be compiled ({error.__cause__ or error}): install a C++ compiler (g++) and ninja, "
-                         "or use a JSON without offload_optimizer, such as ds_configs/zero2.json") from error
+        raise ValueError(f"deepspeed: its CPU optimizer could not be compiled ({error.__cause__ or error}): install a C++ compiler (g++) "
+                         "and ninja, or use a JSON without offload_optimizer, such as ds_configs/zero2.json") from error
 
 
 def _is_cpu_adam(optimizer) -> bool:
@@ -265,8 +268,8 @@ def _replay_cpu_adam(adam, step: int) -> None:
     group = adam.param_groups[0]
     number, gradient, mean, variance = (torch.zeros(1) for _ in range(4))
     for past in range(1, step + 1):
-        adam.ds_opt_adam.adam_update(adam.opt_id, past, group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["bias_correction"],
-                                     number, gradient, mean, variance)
+        adam.ds_opt_adam.adam_update(adam.opt_id, past, group["lr"], *group["betas"], group["eps"], group["weight_decay"],
+                                     group["bias_correction"], number, gradient, mean, variance)
 
 
 def _import_deepspeed():

@@ -35,7 +35,8 @@ class DialogueLoss(nn.Module):
             dtype = next(self.network.model.video_tower.parameters()).dtype
             pixels_BTCHW = normalise_frames(frames_BTHWC, self.image_mean, self.image_std, dtype)
             features = video_features(self.network, pixels_BTCHW)
-        hidden_BLD = self.network.model(input_ids=input_ids_BL, mm_encoder_outputs=as_encoder_outputs(features), use_cache=False).last_hidden_state
+        outputs = self.network.model(input_ids=input_ids_BL, mm_encoder_outputs=as_encoder_outputs(features), use_cache=False)
+        hidden_BLD = outputs.last_hidden_state
         logits_NV = self.network.lm_head(hidden_BLD.flatten(0, 1)[keep_N]).float()
         loss_N = functional.cross_entropy(logits_NV, target_N, reduction="none")
         # A product with a one-hot matrix rather than index_add, which sums in no fixed order on a GPU.

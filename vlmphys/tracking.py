@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from vlmphys.files import write_atomic
@@ -24,7 +24,8 @@ class Tracker:
     samples_per_second, tokens_per_second (padding not counted), seconds (since this process began to train).
     """
 
-    def __init__(self, run: Path, console: Console, first_step: int, total_steps: int, steps_per_epoch: int, logging_steps: int, window: list[float]):
+    def __init__(self, run: Path, console: Console, first_step: int, total_steps: int, steps_per_epoch: int, logging_steps: int,
+                 window: list[float]):
         self.path = run / "metrics.jsonl"
         self.console, self.logging_steps = console, logging_steps
         self.first_step, self.total_steps, self.steps_per_epoch = first_step, total_steps, steps_per_epoch
@@ -89,8 +90,9 @@ def say(console: Console, text: str) -> None:
 
 
 def _progress_bar(console: Console) -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console)
+    # Short enough for 80 columns; the steps name themselves.
+    return Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=10), TextColumn("{task.fields[figures]}"),
+                    TimeRemainingColumn(), TextColumn("left"), console=console)
 
 
 def keep_rows(path: Path, last_step: int) -> None:

@@ -37,7 +37,8 @@ class Job:
 
 
 def train(config: TrainConfig, resume: str = "auto") -> Path:
-    """Train as `config` says and return the run folder. `resume`: `auto` goes on from the newest complete checkpoint, `never` refuses a used folder.
+    """Train as `config` says and return the run folder. `resume`: `auto` goes on from the newest complete checkpoint, `never` refuses a
+    used folder.
 
     Raises ValueError for settings, data or folders that do not fit, before anything is written, and FloatingPointError where a loss
     is not finite, before the update.
@@ -60,7 +61,8 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
         held.callback(world.leave)
         world.agree(claim(held, config, packed, data_facts, resume) if world.is_first else [])
         network = load_model(config.model)
-        tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed, facts.source)
+        tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed,
+                     facts.source)
         console.print(as_table(tuned.groups))
         prepare_modes(network, config.gradient_checkpointing)
         engine = engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), tuned.trained(), config)
@@ -142,8 +144,8 @@ def train_step(job: Job, step: int) -> tuple[torch.Tensor, float, float]:
         sums += of_batch
     sums = world.sum(sums)
     if not torch.isfinite(sums[:MAX_TURNS]).all():
-        raise FloatingPointError(f"the loss of step {step + 1} is not finite; the weights were not updated. Clips of the micro-batches concerned: "
-                                 f"{', '.join(world.gather_texts(not_finite))}")
+        raise FloatingPointError(f"the loss of step {step + 1} is not finite; the weights were not updated. Clips of the "
+                                 f"micro-batches concerned: {', '.join(world.gather_texts(not_finite))}")
     learning_rate = learning_rate_at(step, job.total_steps, config)
     grad_norm = engine.step(learning_rate)
     if not math.isfinite(grad_norm):
@@ -188,6 +190,8 @@ def check_data(config: TrainConfig, packed: Packed, facts: ModelFacts) -> list[s
 
 def describe_data(config: TrainConfig, packed: Packed, order: ClipOrder, total_steps: int) -> dict[str, Any]:
     """The content of data.json: what the run reads, by fingerprint, and how it goes through it."""
-    return {"data": config.data, "fingerprint": packed.fingerprint, "frames": packed.frames.fingerprint, "dialogues": packed.dialogues.fingerprint,
+    return {"data": config.data, "fingerprint": packed.fingerprint, "frames": packed.frames.fingerprint,
+            "dialogues": packed.dialogues.fingerprint,
             "split": packed.split.sha256, "protocol": packed.split.protocol, "model_fingerprint": runs.model_fingerprint(config.model),
-            "train_clips": len(order.clip_ids), "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch, "total_steps": total_steps}
+            "train_clips": len(order.clip_ids), "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch,
+            "total_steps": total_steps}

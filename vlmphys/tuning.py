@@ -88,8 +88,8 @@ def tune(network, mode: str, o_proj: bool = False, lora_r: int = 128, lora_alpha
     linear_layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear) and pattern.fullmatch(name)]
     wanted = network.config.text_config.num_hidden_layers * len(tuned_modules(o_proj))
     if len(linear_layers) != wanted:
-        raise ValueError(f"tune: {len(linear_layers)} of {wanted} linear layers ({', '.join(tuned_modules(o_proj))}) were found in the language "
-                         f"model ({network.config.text_config.model_type}): only Llama-like language models can be tuned")
+        raise ValueError(f"tune: {len(linear_layers)} of {wanted} linear layers ({', '.join(tuned_modules(o_proj))}) were found in the "
+                         f"language model ({network.config.text_config.model_type}): only Llama-like language models can be tuned")
     adapter = None
     if mode == "lora":
         # LoRA's random half is drawn here: the same on every rank and at every resume.
@@ -110,7 +110,8 @@ def group_of(name: str) -> str:
     for group, pattern in GROUPS:
         if re.match(pattern, name):
             return group
-    raise ValueError(f"the model has a parameter {name!r} that belongs to no known part of Video-LLaVA: this version of transformers is not supported")
+    raise ValueError(f"the model has a parameter {name!r} that belongs to no known part of Video-LLaVA: "
+                     "this version of transformers is not supported")
 
 
 def count_groups(network: nn.Module) -> dict[str, tuple[int, int]]:
@@ -130,8 +131,8 @@ def check_counts(groups: dict[str, tuple[int, int]], expected: dict[str, int]) -
     for group in {**groups, **expected}:
         trained, wanted = groups.get(group, (0, 0))[1], expected.get(group, 0)
         if trained != wanted:
-            raise ValueError(f"tune: {trained:,} parameters of group {group!r} would be trained, {wanted:,} should be: refused, because a frozen part "
-                             "would receive gradients or a trained one would not")
+            raise ValueError(f"tune: {trained:,} parameters of group {group!r} would be trained, {wanted:,} should be: refused, "
+                             "because a frozen part would receive gradients or a trained one would not")
 
 
 def as_table(groups: dict[str, tuple[int, int]]) -> Table:

@@ -40,7 +40,8 @@ def model_of(out, name="model.safetensors"):
 def finished(repository, packed_folder, tiny_model_folder, tmp_path_factory):
     """A run through DeepSpeed's launcher with the optimizer on the CPU: 4 epochs of 3 steps."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    arguments = command(packed_folder, tiny_model_folder, out, "deepspeed=ds_configs/zero2_offload.json", "num_train_epochs=4", "learning_rate=1e-2")
+    arguments = command(packed_folder, tiny_model_folder, out, "deepspeed=ds_configs/zero2_offload.json", "num_train_epochs=4",
+                        "learning_rate=1e-2")
     done = run(repository, arguments, ["-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(free_port())])
     assert done.returncode == 0, done.stdout + done.stderr
     return out, arguments, done
@@ -55,7 +56,8 @@ def free_port():
 
 def test_a_run_folder_holds_exactly_this(finished):
     out, _, done = finished
-    assert {path.name for path in out.iterdir()} == {"config.yaml", "env.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
+    assert {path.name for path in out.iterdir()} == {
+        "config.yaml", "env.json", "data.json", "metrics.jsonl", "tensorboard", "checkpoints", "model"}
     assert {path.name for path in (out / "checkpoints").iterdir()} == {"step_8", "step_10"}
     assert {path.name for path in (out / "checkpoints" / "step_10").iterdir()} == {"COMPLETE", "state-00001.safetensors"}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"} <= {
@@ -70,8 +72,8 @@ def test_a_run_folder_holds_exactly_this(finished):
 def test_metrics_carry_each_turn_and_the_verdict_and_the_loss_falls(finished):
     rows = rows_of(finished[0])
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[-1]["epoch"] == 4
-    assert set(rows[0]) == {"step", "epoch", "loss", "loss_turn_1", "loss_turn_2", "loss_turn_3", "loss_turn_4", "verdict_loss", "verdict_accuracy",
-                            "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second", "seconds"}
+    assert set(rows[0]) == {"step", "epoch", "loss", "loss_turn_1", "loss_turn_2", "loss_turn_3", "loss_turn_4", "verdict_loss",
+                            "verdict_accuracy", "learning_rate", "grad_norm", "samples_per_second", "tokens_per_second", "seconds"}
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
     assert all(value is not None for row in rows for value in row.values())
     assert rows[0]["learning_rate"] > rows[-1]["learning_rate"] > 0
@@ -96,7 +98,8 @@ def test_the_model_loads_and_only_the_tuned_weights_differ_from_the_base(finishe
     trained, base = load_run_model(opened).state_dict(), load_model(str(tiny_model_folder)).state_dict()
     assert set(base) == set(trained)
     changed = {name for name, value in base.items() if not torch.equal(value, trained[name])}
-    assert changed == {name for name in base if "language_model.layers" in name and ("self_attn" in name or ".mlp." in name) and "o_proj" not in name}
+    assert changed == {name for name in base
+                       if "language_model.layers" in name and ("self_attn" in name or ".mlp." in name) and "o_proj" not in name}
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished, repository):
@@ -109,11 +112,13 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, repository):
 
 @pytest.mark.parametrize("engine", list(ENGINES))
 def test_kill_and_resume_ends_with_the_same_weights(engine, repository, packed_folder, tiny_model_folder, tmp_path):
-    settings = ["max_steps=10", "learning_rate=1e-2", "weight_decay=0.1", "logging_steps=3"] + ([f"deepspeed={ENGINES[engine]}"] if ENGINES[engine] else [])
+    settings = ["max_steps=10", "learning_rate=1e-2", "weight_decay=0.1", "logging_steps=3"]
+    settings += [f"deepspeed={ENGINES[engine]}"] if ENGINES[engine] else []
     whole = run(repository, command(packed_folder, tiny_model_folder, tmp_path / "whole", *settings))
     assert whole.returncode == 0, whole.stderr
     arguments = command(packed_folder, tiny_model_folder, tmp_path / "cut", *settings)
-    process = subprocess.Popen([sys.executable, *arguments], cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *arguments], cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)
     deadline = time.monotonic() + 1800
     # In the middle of the third checkpoint or just after it.
     while not list((tmp_path / "cut" / "checkpoints").glob("step_6*")) and time.monotonic() < deadline:
@@ -218,7 +223,8 @@ def test_a_changed_byte_of_the_packed_data_is_refused(refused, packed_folder, ti
     whole = bytearray(shard.read_bytes())
     whole[len(whole) // 2] ^= 255   # a pixel
     shard.write_bytes(whole)
-    assert "frames-00000.arrow: its bytes are not those" in refused("--data", damaged, "--model", tiny_model_folder, "--out", tmp_path / "out")
+    assert "frames-00000.arrow: its bytes are not those" in refused(
+        "--data", damaged, "--model", tiny_model_folder, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -87,7 +87,8 @@ def test_load_step_is_the_same_set_for_any_split_and_fills_empty_hands(packed_fo
     for step in (0, last):
         found = {}
         for ranks, micro in itertools.product((1, 2), (2, 4)):
-            batches = [batch for rank in range(ranks) for batch in load_step(packed, order, step, rank, ranks, micro, Variant.MULTI_TURN, 5)]
+            batches = [batch for rank in range(ranks)
+                       for batch in load_step(packed, order, step, rank, ranks, micro, Variant.MULTI_TURN, 5)]
             found[ranks, micro] = (Counter(clip for batch in batches if not batch.weightless for clip in batch.clip_ids),
                                    sum(len(batch.target_N) for batch in batches), sum(batch.tokens for batch in batches))
         assert len({str(sorted(value[0].items())) + str(value[1:]) for value in found.values()}) == 1, found

@@ -34,7 +34,8 @@ def advance(engine, first, last):
 
 
 def marker(step, **more):
-    return checkpoint.Marker(**{"step": step, "world_size": 1, "engine": "plain", "data_fingerprint": "d", "config_sha256": "c", "window": [], **more})
+    default = {"world_size": 1, "engine": "plain", "data_fingerprint": "d", "config_sha256": "c", "window": []}
+    return checkpoint.Marker(**{"step": step, **default, **more})
 
 
 def weights(engine):
@@ -125,7 +126,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     advance(engine, 0, 1)
     checkpoint.save(engine, tmp_path, marker(1), keep=2)
     folder = checkpoint.folder_of(tmp_path, 1)
-    for other, part in ((started((3,)), "'part1.weight' is trained in one"), (started((3, 5)), "'part1.weight' is \\(2, 4\\), the model's is \\(2, 5\\)")):
+    for other, part in ((started((3,)), "'part1.weight' is trained in one"),
+                        (started((3, 5)), "'part1.weight' is \\(2, 4\\), the model's is \\(2, 5\\)")):
         with pytest.raises(ValueError, match=part):
             checkpoint.load(other, folder, checkpoint.read_marker(folder))
 

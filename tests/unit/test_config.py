@@ -38,14 +38,16 @@ def test_all_problems_are_told_at_once(tmp_path):
         load_config(path, ["epochs"])
     message = str(caught.value)
     assert "6 problems" in message
-    for part in ("did you mean 'learning_rate'", "seed is 'x': a whole number", "did you mean 'multi_turn'", "lora_dropout is 1.5", "bf16 is 1", "--set 'epochs' has no '='"):
+    for part in ("did you mean 'learning_rate'", "seed is 'x': a whole number", "did you mean 'multi_turn'",
+                 "lora_dropout is 1.5", "bf16 is 1", "--set 'epochs' has no '='"):
         assert part in message, part
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("per_device_train_batch_size", 0), ("gradient_accumulation_steps", 0), ("learning_rate", 0), ("learning_rate", -1e-3), ("warmup_ratio", 1.0),
-    ("max_steps", 0), ("num_train_epochs", 0), ("save_total_limit", 0), ("max_grad_norm", -1), ("seed", 1.5), ("tune", "qlora"), ("engine", "fsdp"),
-    ("deepspeed", "no_such.json"), ("learning_rate", float("nan")), ("engine", "deepspeed"), ("adam_beta2", 1)])
+    ("per_device_train_batch_size", 0), ("gradient_accumulation_steps", 0), ("learning_rate", 0), ("learning_rate", -1e-3),
+    ("warmup_ratio", 1.0), ("max_steps", 0), ("num_train_epochs", 0), ("save_total_limit", 0), ("max_grad_norm", -1), ("seed", 1.5),
+    ("tune", "qlora"),
+    ("engine", "fsdp"), ("deepspeed", "no_such.json"), ("learning_rate", float("nan")), ("engine", "deepspeed"), ("adam_beta2", 1)])
 def test_each_value_out_of_range_is_refused_by_name(key, value):
     with pytest.raises(ValueError, match=key):
         from_mapping({key: value})
@@ -98,7 +100,8 @@ def test_a_key_of_another_version_is_not_dropped(tmp_path):
         read_back(tmp_path / "config.yaml")
 
 
-@pytest.mark.parametrize("setting", ["max_steps=.inf", "seed=-.inf", "learning_rate=.inf", "max_grad_norm=.inf", f"learning_rate=1{400 * '0'}"])
+@pytest.mark.parametrize("setting", ["max_steps=.inf", "seed=-.inf", "learning_rate=.inf", "max_grad_norm=.inf",
+                                     f"learning_rate=1{400 * '0'}"])
 def test_infinity_is_no_number_here(setting):
     with pytest.raises(ValueError, match=f"{setting.split('=')[0]} is .*(whole|finite) number"):
         load_config(None, [setting])

@@ -49,7 +49,8 @@ def test_any_split_gives_the_same_loss_and_gradients(module, packed):
     variant = Variant.MULTI_TURN
     whole = [collate(packed, clips, variant, 5)]
     # Ragged hands of unequal size, and an empty one that stands in.
-    parts = [collate(packed, clips[:1], variant, 5), collate(packed, clips[1:6], variant, 5), collate(packed, clips[:1], variant, 5, weightless=True)]
+    parts = [collate(packed, clips[:1], variant, 5), collate(packed, clips[1:6], variant, 5),
+             collate(packed, clips[:1], variant, 5, weightless=True)]
     one, one_gradients = gradients(module, whole)
     many, many_gradients = gradients(module, parts)
     assert one.keys() == many.keys()
@@ -105,7 +106,8 @@ def test_a_verdict_of_two_tokens_is_right_only_if_both_are():
 
 def test_readable_divides_by_the_right_counts():
     sums = dict.fromkeys(STATISTICS, 0.0)
-    sums.update(loss_turn_1=4.0, tokens_turn_1=2.0, loss_turn_4=9.0, tokens_turn_4=3.0, verdict_loss=4 * math.log(2), verdicts_right=3.0, verdicts=4.0)
+    sums.update(loss_turn_1=4.0, tokens_turn_1=2.0, loss_turn_4=9.0, tokens_turn_4=3.0, verdict_loss=4 * math.log(2),
+                verdicts_right=3.0, verdicts=4.0)
     figures = readable(torch.tensor([sums[name] for name in STATISTICS], dtype=torch.float64))
     assert figures == {"loss": 13 / 5, "loss_turn_1": 2.0, "loss_turn_2": None, "loss_turn_3": None, "loss_turn_4": 3.0,
                        "verdict_loss": pytest.approx(math.log(2)), "verdict_accuracy": 0.75}

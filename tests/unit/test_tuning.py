@@ -20,7 +20,8 @@ def test_full_trains_qkv_and_ffn_of_the_language_model_and_nothing_else(network)
     tuned = tune(network, "full")
     names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert names == {f"model.language_model.layers.{layer}.{part}.weight" for layer in range(2)
-                     for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}
+                     for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
+                                  "mlp.up_proj", "mlp.down_proj")}
     assert names == set(tuned.trained())
     # hidden 64, FFN 192, 2 layers
     assert tuned.groups["LLM attention q, k, v"][1] == 2 * 3 * 64 * 64
@@ -47,7 +48,8 @@ def test_lora_adds_the_counted_weights_and_spares_the_tower(network):
 
 def test_lora_starts_the_same_for_one_seed(tiny_model_folder):
     def weights(seed):
-        return {name: value.detach().clone() for name, value in tune(load_model(str(tiny_model_folder)), "lora", lora_r=4, seed=seed).trained().items()}
+        tuned = tune(load_model(str(tiny_model_folder)), "lora", lora_r=4, seed=seed)
+        return {name: value.detach().clone() for name, value in tuned.trained().items()}
     one, again, other = weights(1), weights(1), weights(2)
     assert all((one[name] == again[name]).all() for name in one)
     assert any((one[name] != other[name]).any() for name in one)
