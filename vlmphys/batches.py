@@ -13,10 +13,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 
-from vlmphys.records import Variant, stable_int
+from vlmphys.records import MAX_TURNS, Variant, stable_int
 from vlmphys.shards import Packed
-
-MAX_TURNS = 4  # the longest dialogue (multi-turn paper, equation 2)
 
 
 class ClipOrder:

@@ -11,17 +11,19 @@ from typing import Any
 
 import yaml
 
-from vlmphys.records import Variant, sha256_text
+from vlmphys.records import MAX_TURNS, Variant, sha256_text
 
-TUNES = ("full", "lora")
+TUNES = ("full", "lora", "qlora")
 ENGINES = ("auto", "plain", "deepspeed", "fsdp")
 SCHEDULES = ("cosine", "linear", "constant")
+LOSS_MODES = ("token", "turn_mean")
 
 # Keys that may differ between the two halves of a resumed run: they change where and how fast it computes, not what.
 # The split of the global batch into ranks and micro-batches is among them, because the global batch itself is compared.
 FREE_ON_RESUME = frozenset({
     "out", "data", "engine", "deepspeed", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "gradient_checkpointing", "logging_steps", "save_steps", "save_total_limit"})
+    "gradient_checkpointing", "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers", "turn_grad_norm_steps",
+    "per_device_eval_batch_size", "gpu_peak_tflops", "force"})
 
 # What the JSON of a DeepSpeed engine may say, and where the rest belongs.
 DEEPSPEED_KEYS = ("zero_optimization", "aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
@@ -68,10 +70,22 @@ class TrainConfig:
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0              # global L2 norm; 0: no clipping
 
+    loss_mode: str = "token"                # token: mean over supervised tokens; turn_mean: mean over the means of the turns
+    turn_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)  # how much each answer counts in the loss
+
+    eval_steps: int = 0                     # optimizer steps between validations on the val split; 0: none
+    per_device_eval_batch_size: int = 8     # clips in a validation batch
+    load_best_model_at_end: bool = False    # the run's model is that of the best validation, not the last one
+    early_stopping_patience: int = 0        # validations without a better AUROC before the run ends; 0: it goes on
+
     logging_steps: int = 10                 # optimizer steps between rows of metrics.jsonl
     save_steps: int = 200                   # optimizer steps between checkpoints; 0: none
     save_total_limit: int = 2               # checkpoints kept
+    turn_grad_norm_steps: int = 0           # optimizer steps between measurements of each turn's own gradient norm; 0: none
+    dataloader_num_workers: int = 2         # threads that read the next steps' clips ahead; 0: read when needed
+    gpu_peak_tflops: float = 0.0            # dense bf16 peak of one GPU for the FLOPs utilisation; 0: by the GPU's name
     seed: int = 0                           # order of clips, LoRA's initial weights, dropout
+    force: bool = False                     # start although the plan says that memory or disk will not do
 
     def resolved_engine(self) -> str:
         """`plain`, `deepspeed` or `fsdp`: what `engine` comes to."""
@@ -140,7 +154,7 @@ def read_back(path: Path) -> TrainConfig:
     unknown = [f"unknown key {key!r}{_nearest(key, FIELDS)}" for key in stored if key not in FIELDS]
     if unknown:
         raise ValueError(_joined(str(path), unknown) + "; use the vlmphys that wrote it")
-    return TrainConfig(**stored)
+    return TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
@@ -209,6 +223,8 @@ def _coerce(key: str, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise ValueError(f"{key} is {value!r}: true or false is needed")
+    if kind == "tuple[float, ...]":
+        return _numbers(key, value)
     if kind == "str":
         if isinstance(value, (str, Path)):
             return str(value)
@@ -222,18 +238,32 @@ def _coerce(key: str, value: Any) -> Any:
     return int(number) if kind == "int" else number
 
 
+def _numbers(key: str, value: Any) -> tuple[float, ...]:
+    """Numbers from a YAML list or from a text such as `1,1,1,4`."""
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        numbers = tuple(float(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} is {value!r}: numbers are needed, such as [1, 1, 1, 4] or 1,1,1,4") from None
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{key} is {value!r}: finite numbers are needed")
+    return numbers
+
+
 def _out_of_range(config: TrainConfig) -> list[str]:
     """Every rule that a value or a pair of values breaks: value, rule, cure."""
     problems = []
     for key, allowed in (("variant", tuple(variant.value for variant in Variant)), ("tune", TUNES), ("engine", ENGINES),
-                         ("lr_scheduler_type", SCHEDULES)):
+                         ("lr_scheduler_type", SCHEDULES), ("loss_mode", LOSS_MODES)):
         value = getattr(config, key)
         if value not in allowed:
             problems.append(f"{key} is {value!r}: allowed are {', '.join(allowed)}{_nearest(value, allowed)}")
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "logging_steps", "save_total_limit"):
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "lora_r", "lora_alpha", "logging_steps", "save_total_limit",
+                "per_device_eval_batch_size"):
         if getattr(config, key) < 1:
             problems.append(f"{key} is {getattr(config, key)}: at least 1 is needed")
-    for key in ("weight_decay", "max_grad_norm", "save_steps", "seed"):
+    for key in ("weight_decay", "max_grad_norm", "save_steps", "seed", "eval_steps", "early_stopping_patience", "turn_grad_norm_steps",
+                "dataloader_num_workers", "gpu_peak_tflops"):
         if getattr(config, key) < 0:
             problems.append(f"{key} is {getattr(config, key)}: it cannot be negative")
     for key in ("learning_rate", "adam_epsilon"):
@@ -246,6 +276,10 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         problems.append(f"max_steps is {config.max_steps}: give at least 1, or -1 to go by num_train_epochs")
     if config.max_steps == -1 and config.num_train_epochs <= 0:
         problems.append(f"num_train_epochs is {config.num_train_epochs}: it must be above 0")
+    if len(config.turn_weights) != MAX_TURNS or min(config.turn_weights, default=-1) < 0 or sum(config.turn_weights) <= 0:
+        problems.append(f"turn_weights is {list(config.turn_weights)}: {MAX_TURNS} numbers are needed, none negative and not all 0")
+    if not config.eval_steps and (config.load_best_model_at_end or config.early_stopping_patience):
+        problems.append("load_best_model_at_end and early_stopping_patience need validations: set eval_steps as well")
     if config.engine == "fsdp":
         problems.append("engine 'fsdp' is not built yet: use 'deepspeed' (deepspeed: ds_configs/zero2.json) or 'plain'")
     if config.engine == "deepspeed" and not config.deepspeed:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmphys.batches import MAX_TURNS, Batch
+from vlmphys.batches import Batch
 from vlmphys.model import as_encoder_outputs, normalise_frames, video_features
+from vlmphys.records import MAX_TURNS
 
 # The layout of the vector of sums that each micro-batch adds to; it is summed over micro-batches and ranks.
 STATISTICS = tuple(f"loss_turn_{k + 1}" for k in range(MAX_TURNS)) + tuple(f"tokens_turn_{k + 1}" for k in range(MAX_TURNS)) + (

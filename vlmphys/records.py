@@ -31,6 +31,7 @@ class Verdict(str, Enum):
     UNPARSED = "unparsed"
 
 
+MAX_TURNS = 4      # the longest dialogue (multi-turn paper, equation 2)
 NORMAL_STATES = ("anomaly_free", "train")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 

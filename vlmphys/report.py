@@ -21,13 +21,12 @@ from PIL import Image
 
 from vlmphys.charts import histogram_svg, roc_svg
 from vlmphys.predictions import Predictions
-from vlmphys.records import NORMAL_STATES
+from vlmphys.records import MAX_TURNS, NORMAL_STATES
 from vlmphys.tables import COLUMN_HELP, COLUMNS, figure_text, notes, table_rows
 
 HERE = Path(__file__).parent
 STRIP_FRAME_PIXELS = 112
 JPEG_QUALITY = 80
-MAX_TURNS = 4
 # What is measured while training, in the order of metrics.jsonl's columns.
 LOSSES = {"loss": "all tokens", **{f"loss_turn_{turn}": f"turn {turn}" for turn in range(1, MAX_TURNS + 1)}, "verdict_loss": "verdict"}
 

@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 
 from vlmphys import checkpoint, engine as engines, runs
-from vlmphys.batches import MAX_TURNS, ClipOrder, load_step
+from vlmphys.batches import ClipOrder, load_step
 from vlmphys.config import TrainConfig, config_sha256
 from vlmphys.files import only_writer
 from vlmphys.loss import STATISTICS, DialogueLoss, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import ModelFacts, load_model, read_facts
-from vlmphys.records import Split, Variant, stable_int
+from vlmphys.records import MAX_TURNS, Split, Variant, stable_int
 from vlmphys.shards import Packed, open_packed
 from vlmphys.tracking import Tracker, say
 from vlmphys.tuning import as_table, tune

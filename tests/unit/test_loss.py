@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from vlmphys.batches import MAX_TURNS, collate
+from vlmphys.batches import collate
 from vlmphys.loss import STATISTICS, DialogueLoss, _verdict_sums, readable, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import CLIP_MEAN, CLIP_STD, load_model
-from vlmphys.records import Split, Variant
+from vlmphys.records import MAX_TURNS, Split, Variant
 from vlmphys.shards import open_packed
 from vlmphys.tuning import tune
 
