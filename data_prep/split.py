@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmphys.layout import scan_videos
-from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, write_split
+from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, untested_normals, write_split
 
 
 def main() -> int:
@@ -34,12 +34,14 @@ def main() -> int:
 
 
 def show(clips, content: dict, out: str) -> None:
-    """Print, by category, how many normal and anomalous clips stand on each side."""
+    """Print, by category, how many normal and anomalous clips stand on each side, and what is amiss."""
     table = Table("category", *(f"{side} normal + anomalous" for side in ("train", "val", "test")))
     for category, counts in count_sides(clips, content).items():
         table.add_row(category, *(f"{counts[side, 0]} + {counts[side, 1]}" for side in ("train", "val", "test")))
     console = Console()
     console.print(table)
+    for warning in untested_normals(clips, content):
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{len(clips)} clips, protocol {content['protocol']}, seed {content['seed']} -> {out}", highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,5 @@
-"""Check packed data: read every row again, compare hashes, counts, columns, masks, split and priors. Exit status 1 on problems."""
+"""Check packed data: read every row again, compare hashes, counts, columns, masks, split and priors. Exit status 1 on problems; hints are
+none."""
 
 from __future__ import annotations
 
@@ -25,13 +26,18 @@ def main() -> int:
         return 2
     table = Table("check", "what", "result")
     for check in checks:
-        table.add_row(check.name, escape(check.checked), "[red]" + f"{len(check.problems)} problem(s)" if check.problems else "ok")
+        found = "[red]" + f"{len(check.problems)} problem(s)" if check.problems else "ok"
+        table.add_row(check.name, escape(check.checked), found + (f", {len(check.hints)} hint(s)" if check.hints else ""))
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     problems = [problem for check in checks for problem in check.problems]
     for problem in problems[:50]:
         console.print(f"problem: {problem}", markup=False)
-    console.print(f"{len(problems)} problem(s) found" if problems else "all is as it should be")
+    hints = [hint for check in checks for hint in check.hints]
+    for hint in hints[:50]:
+        console.print(f"hint: {hint}", markup=False)
+    console.print((f"{len(problems)} problem(s) found" if problems else "all is as it should be")
+                  + (f"; {len(hints)} hint(s), which are no problems" if hints else ""))
     return 1 if problems else 0
 
 

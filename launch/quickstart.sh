@@ -8,26 +8,29 @@ cd "$(dirname "$0")/.."
 usage() {
     cat <<EOF
 usage: bash launch/quickstart.sh [--videos DIR] [--variants multi_turn,single_turn,no_physics] [--clips-per-state N]
-                                 [--per-anomaly N] [--priors DIR] [--max-steps N] [--appearance physad|wild] [--seed N] [--out runs/quickstart]
+                                 [--per-anomaly N] [--priors DIR] [--epochs N | --max-steps N] [--appearance physad|wild] [--seed N]
+                                 [--out runs/quickstart]
   --videos DIR          your own clips in the Phys-AD layout instead of simulated ones
   --clips-per-state N   simulated clips in each test folder; the train folder gets twice as many   [$clips]
   --per-anomaly N       anomalous clips of each class that go from test to train    [simulated: two thirds of --clips-per-state;
                         with --videos: the published number of each class]
   --priors DIR          your own <category>.yaml files beside those of vlmphys/priors/
+  --epochs N            passes over the training clips; a few dozen clips need many more than     [as in launch/recipes/quickstart.yaml]
+                        the recipe's, which suit some 800 clips: see launch/README.md
   --max-steps N         optimizer steps a variant                                                  [as in launch/recipes/quickstart.yaml]
 Relative paths start at the root of the repository. A second run skips what is done; after an interruption it goes on.
 EOF
 }
 
-videos="" variants="multi_turn,single_turn,no_physics" clips=30 per_anomaly="" priors="" steps="" appearance=physad seed=0 out=runs/quickstart
+videos="" variants="multi_turn,single_turn,no_physics" clips=30 per_anomaly="" priors="" epochs="" steps="" appearance=physad seed=0 out=runs/quickstart
 while [ $# -gt 0 ]; do
     case "$1" in
         -h|--help) usage; exit 0 ;;
-        --videos|--variants|--clips-per-state|--per-anomaly|--priors|--max-steps|--appearance|--seed|--out)
+        --videos|--variants|--clips-per-state|--per-anomaly|--priors|--epochs|--max-steps|--appearance|--seed|--out)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case "$1" in
                 --videos) videos="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;;
-                --max-steps) steps="$2" ;; --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
+                --epochs) epochs="$2" ;; --max-steps) steps="$2" ;; --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
             esac; shift 2 ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -38,15 +41,18 @@ check_number --clips-per-state "$clips" 2 "one clip to train on and one to test"
 [ -z "$per_anomaly" ] || check_number --per-anomaly "$per_anomaly" 1
 [ -n "$videos" ] || [ "$per_anomaly" -lt "$clips" ] ||
     fail "--per-anomaly is $per_anomaly: of --clips-per-state $clips at least one must be left to test, so give at most $((clips - 1))"
-[ -z "$priors" ] || [ -d "$priors" ] || fail "--priors '$priors' is no folder"
+check_priors "$priors"
 check_number --seed "$seed" 0
 [ -z "$steps" ] || check_number --max-steps "$steps" 1
+[ -z "$epochs" ] || check_number --epochs "$epochs" 1
+[ -z "$steps" ] || [ -z "$epochs" ] || fail "--epochs and --max-steps both say how long to train: give one of them"
 case "$appearance" in physad|wild) ;; *) fail "unknown appearance '$appearance': allowed are physad, wild" ;; esac
 [ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 
 ensure_environment
-claim_out "$out" "videos=${videos:-simulated} clips-per-state=$clips per-anomaly=${per_anomaly:-published} priors=${priors:-own} appearance=$appearance seed=$seed max-steps=${steps:-recipe}"
+claim_out "$out" "videos=${videos:-simulated} clips-per-state=$clips per-anomaly=${per_anomaly:-published} priors=${priors:-builtin} appearance=$appearance seed=$seed max-steps=${steps:-recipe}${epochs:+ epochs=$epochs}"
 marks="$out/done"
+[ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 if [ -z "$videos" ]; then
     videos="$out/videos"
     stage "$marks/simulate" "simulating clips" "" \
@@ -58,20 +64,18 @@ else
 fi
 stage "$marks/split" "splitting" "$input" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"} --seed "$seed"
-stage "$marks/pack" "packing frames and dialogues" "$marks/split vlmphys/tiny_base/config.json vlmphys/tiny_base/tokenizer.json" \
+stage "$marks/pack" "packing frames and dialogues" "$marks/split vlmphys/tiny_base/config.json vlmphys/tiny_base/tokenizer.json${priors:+ $out/priors.list}" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed" ${priors:+--priors "$priors"}
 predictions=() finished=""
 for variant in ${variants//,/ }; do
     stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack launch/recipes/quickstart.yaml ds_configs/zero2_offload.json vlmphys/tiny_base/model.safetensors" \
         deepspeed --num_gpus 1 launch/train.py --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
-        --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"}
+        --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"} ${epochs:+"num_train_epochs=$epochs"}
     drop_stale "$out/$variant/predictions.jsonl" "$marks/train-$variant"
     stage "$marks/predict-$variant" "predicting, $variant" "$marks/train-$variant" \
         python launch/predict.py --run "$out/$variant" --data "$out/packed" --split test --out "$out/$variant/predictions.jsonl"
     predictions+=("$out/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"
 done
 stage "$marks/score" "scoring" "$finished" \
-    python launch/score.py --predictions "${predictions[@]}" --data "$out/packed" --out "$out/scores"
-say "done: the table above is $out/scores/table.md"
-echo "report: $out/scores/report.html"
-echo "curves: tensorboard --logdir $out"
+    python launch/score.py --predictions "${predictions[@]}" --data "$out/packed" --out "$out/scores" --overwrite
+show_results "$out"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# From your videos to a scored run with one card: bf16, LoRA, ZeRO-2 with the optimizer on the CPU, micro-batch 1, gradient checkpointing.
+# From your videos to a scored run with one card: bf16, ZeRO-2 with the optimizer on the CPU, gradient checkpointing, LoRA or full tuning, 16 clips
+# an update in micro-batches as large as `vlmphys plan` finds room for.
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
@@ -7,13 +8,16 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<EOF
-usage: bash launch/single_4090.sh --videos DIR --model MODEL [--variant multi_turn] [--tune lora|full] [--out runs/single_4090]
+usage: bash launch/single_4090.sh --videos DIR --model MODEL [--variant multi_turn] [--tune lora|full|qlora] [--out runs/single_4090]
                                   [--per-anomaly N] [--priors DIR] [--set key=value]...
   --videos DIR      clips in the Phys-AD layout: <category>/train/*.mp4, <category>/test/<state>/*.mp4
   --model MODEL     a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'
   --per-anomaly N   anomalous clips of each class that go from test to train   [the published number of each class]
   --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
-  --set key=value   any key of launch/recipes/single_4090.yaml, more than once if need be
+  --tune MODE       lora: adapters [this]; full: q, k, v and FFN themselves, for which a 7B model needs more than 128 GiB of host memory;
+                    qlora: adapters on a 4-bit model, CUDA only
+  --set key=value   any key of launch/recipes/single_4090.yaml, more than once if need be; with per_device_train_batch_size or
+                    gradient_accumulation_steps among them the plan is not asked for the micro-batch
 Relative paths start at the root of the repository. A second run skips what is done; after an interruption it goes on.
 EOF
 }
@@ -35,25 +39,38 @@ done
 [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 check_variants "$variant"
 [ -z "$per_anomaly" ] || check_number --per-anomaly "$per_anomaly" 1
-[ -z "$priors" ] || [ -d "$priors" ] || fail "--priors '$priors' is no folder"
-case "$tune" in lora|full) ;; *) fail "unknown --tune '$tune': allowed are lora, full" ;; esac
+check_priors "$priors"
+case "$tune" in lora|full|qlora) ;; *) fail "unknown --tune '$tune': allowed are lora, full, qlora" ;; esac
+recipe=launch/recipes/single_4090.yaml
 
-ensure_environment
-claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} priors=${priors:-own} set=${settings[*]:-}"
+if [ "$tune" = qlora ]; then
+    command -v nvidia-smi >/dev/null || fail "--tune qlora needs a CUDA GPU, and there is none here: use --tune lora"
+    ensure_environment "[qlora]"
+else
+    ensure_environment
+fi
+claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} priors=${priors:-builtin} set=${settings[*]:-}"
 marks="$out/done"
 list_videos "$videos" "$out/videos.list"
+[ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 stage "$marks/split" "splitting" "$out/videos.list" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
-stage "$marks/pack" "packing frames and dialogues" "$marks/split" \
+stage "$marks/pack" "packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" ${priors:+--priors "$priors"}
-stage "$marks/train" "fine-tuning" "$marks/pack launch/recipes/single_4090.yaml ds_configs/single_4090.json" \
-    deepspeed --num_gpus 1 launch/train.py --config launch/recipes/single_4090.yaml --data "$out/packed" --model "$model" --variant "$variant" \
-    --out "$out/run" --set "tune=$tune" ${settings[@]:+"${settings[@]}"}
+case " ${settings[*]:-} " in
+    *" per_device_train_batch_size="*|*" gradient_accumulation_steps="*) batch=() ;;
+    *)
+        stage "$marks/plan" "finding the micro-batch" "$marks/pack $recipe ds_configs/single_4090.json" \
+            choose_batch "$out/batch" --config "$recipe" --data "$out/packed" \
+            --set "model=$model" "variant=$variant" "out=$out/run" "tune=$tune" ${settings[@]:+"${settings[@]}"}
+        read -r -a batch < "$out/batch" ;;
+esac
+stage "$marks/train" "fine-tuning" "$marks/pack $recipe ds_configs/single_4090.json" \
+    train_on_one_card --config "$recipe" --data "$out/packed" --model "$model" --variant "$variant" \
+    --out "$out/run" --set "tune=$tune" ${batch[@]:+"${batch[@]}"} ${settings[@]:+"${settings[@]}"}
 drop_stale "$out/predictions.jsonl" "$marks/train"
 stage "$marks/predict" "predicting" "$marks/train" \
     python launch/predict.py --run "$out/run" --data "$out/packed" --split test --out "$out/predictions.jsonl"
 stage "$marks/score" "scoring" "$marks/predict" \
-    python launch/score.py --predictions "$out/predictions.jsonl" --data "$out/packed" --out "$out/scores"
-say "done: the table above is $out/scores/table.md"
-echo "report: $out/scores/report.html"
-echo "curves: tensorboard --logdir $out"
+    python launch/score.py --predictions "$out/predictions.jsonl" --data "$out/packed" --out "$out/scores" --overwrite
+show_results "$out"

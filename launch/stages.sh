@@ -10,13 +10,37 @@ stage() {  # stage MARK_FILE "what it does" "files it depends on, without blanks
     key="$({ printf '%s\n' "$*"; [ -z "$before" ] || cat $before; } | cksum | tr ' ' '-')"
     if [ -f "$mark" ] && [ "$(cat "$mark")" = "$key" ]; then
         echo "-- $title: done before"
+        repeated=""
         return
     fi
     say "$title"
     rm -f "$mark"
-    "$@" || { unclaim_out; echo "error: the stage '$title' failed; what was made before it is kept, run the same command again to go on" >&2; exit 2; }
+    "$@" || stage_failed "$title" $?
+    repeated=1
     mkdir -p "$(dirname "$mark")"
     echo "$key" > "$mark"
+}
+
+stage_failed() {  # stage_failed "what it does" STATUS: 2 is what the commands answer to an input that they refuse
+    local cure="what was made before it is kept, run the same command again to go on"
+    unclaim_out
+    if [ ! -e "${claimed:-.}" ]; then
+        cure="correct this, then run the same or the corrected command again"
+    elif [ "$2" -eq 2 ]; then
+        cure="correct this, then run the same command again, which goes on from there; with other options of this script give another --out"
+    fi
+    echo "error: the stage '$1' failed; $cure" >&2
+    exit 2
+}
+
+show_results() {  # show_results FOLDER, after the scoring: its table, where no stage has just printed it, and where the rest is
+    if [ -z "${repeated:-}" ]; then
+        echo
+        cat "$1/scores/table.md"
+    fi
+    say "done: the table above is $1/scores/table.md"
+    echo "report: $1/scores/report.html"
+    echo "curves: tensorboard --logdir $1"
 }
 
 list_videos() {  # list_videos FOLDER FILE: names, sizes and times, so that a clip that comes, goes or changes is noticed
@@ -31,11 +55,14 @@ drop_stale() {  # drop_stale FILE MARK: predictions of a model that has been tra
 }
 
 claim_out() {  # claim_out FOLDER "settings": one folder holds what one set of settings made, and nothing of others
+    local stored
     case "$1" in *[[:space:]]*) fail "--out '$1' holds a blank: give a folder without one" ;; esac
     claimed="$1"
     if [ -f "$1/settings" ]; then
-        [ "$(cat "$1/settings")" = "$2" ] ||
-            fail "$1 was made with other settings ($(cat "$1/settings")), not ($2): give another --out, or remove that folder"
+        stored="$(cat "$1/settings")"
+        # Earlier versions wrote "own" where no --priors was given.
+        [ "$stored" = "$2" ] || [ "${stored/ priors=own / priors=builtin }" = "$2" ] ||
+            fail "$1 was made with other settings ($stored), not ($2): give another --out, or remove that folder"
     elif [ -e "$1" ] && [ -n "$(ls -A "$1")" ]; then
         fail "$1 exists and was not made by this script: give another --out"
     fi
@@ -43,16 +70,35 @@ claim_out() {  # claim_out FOLDER "settings": one folder holds what one set of s
     echo "$2" > "$1/settings"
 }
 
-unclaim_out() {  # a first stage that refused its input leaves nothing behind
-    [ -n "${claimed:-}" ] || return 0
-    if [ "$(ls -A "$claimed")" = settings ] || [ "$(ls -A "$claimed" | tr '\n' ' ')" = "settings videos.list " ]; then
+unclaim_out() {  # first stages that refused their input leave nothing behind: lists and a split, which take a second, claim no folder
+    [ -n "${claimed:-}" ] && [ -d "$claimed" ] || return 0
+    if [ -z "$(cd "$claimed" && find . ! -type d ! -path ./settings ! -path ./videos.list ! -path ./priors.list ! -path ./split.json ! -path ./done/split)" ]; then
         rm -rf "$claimed"
     fi
+}
+
+train_on_one_card() {  # train_on_one_card arguments of launch/train.py...: on a port that is free, since others may use DeepSpeed's own on this machine
+    local port
+    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')" || return
+    deepspeed --num_gpus 1 --master_port "$port" launch/train.py "$@"
+}
+
+choose_batch() {  # choose_batch FILE arguments of `vlmphys plan`...: the largest micro-batch that fits here, 16 clips an update, as key=value words
+    local file="$1" start="per_device_train_batch_size=16 gradient_accumulation_steps=1" found; shift
+    # shellcheck disable=SC2086
+    found="$(python -m vlmphys.cli plan --settings --only-batch "$@" --set $start)" || return
+    echo "${found:-$start}" > "$file"
+    cat "$file"
 }
 
 check_number() {  # check_number --option value lowest "why"
     case "$2" in ''|*[!0-9]*) fail "$1 is '$2': a whole number of at least $3 is needed" ;; esac
     [ "$2" -ge "$3" ] || fail "$1 is '$2': a whole number of at least $3 is needed${4:+, $4}"
+}
+
+check_priors() {  # check_priors FOLDER, or nothing where none is given
+    [ ! -f "$1" ] || fail "--priors '$1' is a file: give the folder that it lies in"
+    [ -z "$1" ] || [ -d "$1" ] || fail "--priors '$1' is no folder"
 }
 
 known_variants="multi_turn single_turn no_physics"

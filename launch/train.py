@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 
@@ -25,20 +26,28 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """0: trained, or finished before; 2: something is wrong, as one message says."""
+    """0: trained, or finished before; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it, and saved."""
     arguments = parse()
     flags = {key: getattr(arguments, key) for key in ("data", "model", "variant", "out")}
     from vlmphys.config import load_config
+    from vlmphys.signals import Stopped
     try:
         config = load_config(arguments.config, [text for group in arguments.overrides for text in group], flags)
         from vlmphys.train import train
         train(config, arguments.resume)
-    except (ValueError, FloatingPointError) as error:
-        # All ranks meet the same error; one voice is enough.
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+    except Stopped as stopped:
+        complain(f"stopped by {signal.Signals(stopped.number).name} {stopped}")
+        return 128 + stopped.number
+    except (ValueError, FloatingPointError, OSError) as error:
+        complain(f"error: {error}")
         return 2
     return 0
+
+
+def complain(message: str) -> None:
+    """Print to standard error, on the first rank: all of them meet the same, and one voice is enough."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """vlmphys: fine-tune a video-language model to inspect mechanisms, after teaching it how they should move.
 
 Reading order. What a clip is and where it stands: `records`, `layout`, `splits`. What is said about it: `priors`, `prompts`, `dialogue`.
-From video to shards: `video`, `pixels`, `shards`, `packing`. Training, top to bottom: `config`, `batches`, `loss`, `tuning`, `engine`,
-`train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.train_step` -> `engine`). After it: `inference`, `predict`,
-`metrics`, `scoring`, `report`. The simulated bench: `mechanisms`, `simulation`; the tiny base that ships with the package: `tiny`, `pretrain`.
+From video to shards: `video`, `pixels`, `shards`, `packing`. Training, top to bottom: `config`, `batches`, `loss`, `tuning`, `world`,
+`engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside
+it `signals`, `timing`, `flops`, `turn_gradients`, `tracking`. After it: `inference`, `predict`, `metrics`, `scoring`, `report`. Before it:
+`plan` (`cases`, `memory`, `duration`), `doctor`. The simulated bench: `mechanisms`, `simulation`; the tiny base that ships with the
+package: `tiny`, `pretrain`.
 """
 
 __version__ = "0.1.0"

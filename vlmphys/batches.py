@@ -8,6 +8,8 @@ T frames, H W pixels, C channels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -38,11 +40,12 @@ class ClipOrder:
     def clips_of_step(self, step: int) -> list[str]:
         """The global batch of optimizer step `step`, counted from 0."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if self._epoch is None or self._epoch[0] != epoch:
+        held = self._epoch      # read once: at an epoch's border another thread may be putting its own here
+        if held is None or held[0] != epoch:
             generator = np.random.default_rng(stable_int("clip order", self.seed, epoch))
-            self._epoch = (epoch, generator.permutation(len(self.clip_ids)))
+            held = self._epoch = (epoch, generator.permutation(len(self.clip_ids)))
         start = position * self.global_batch
-        return [self.clip_ids[index] for index in self._epoch[1][start:start + self.global_batch]]
+        return [self.clip_ids[index] for index in held[1][start:start + self.global_batch]]
 
 
 def deal(clips: list[str], rank: int, ranks: int, micro_batch: int) -> list[list[str]]:
@@ -68,12 +71,19 @@ class Batch:
     clip_ids: tuple[str, ...]
     tokens: int                     # without padding
     weightless: bool                # stands in for an empty hand: it takes part in collective calls and counts for nothing
+    tokens_squared: int = 0         # sum of the clips' squared lengths, to which attention's work is proportional
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-                        for name, value in moved.items()})
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in page-locked memory, from where a GPU fetches it while the host goes on."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: change(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()})
 
 
 def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id: int, weightless: bool = False) -> Batch:
@@ -99,7 +109,7 @@ def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id:
     frames = np.stack([packed.frames.row(clip_id).frames_THWC for clip_id in clip_ids])
     keep_N, target_N, turn_N, verdict_N = (torch.from_numpy(np.concatenate(part)) for part in (keep, target, turn, verdict_row))
     return Batch(torch.from_numpy(ids_BL), torch.from_numpy(frames), keep_N, target_N, turn_N, verdict_N, tuple(clip_ids),
-                 0 if weightless else sum(lengths), weightless)
+                 0 if weightless else sum(lengths), weightless, 0 if weightless else sum(length ** 2 for length in lengths))
 
 
 def load_step(packed: Packed, order: ClipOrder, step: int, rank: int, ranks: int, micro_batch: int, variant: Variant,
@@ -108,3 +118,37 @@ def load_step(packed: Packed, order: ClipOrder, step: int, rank: int, ranks: int
     clips = order.clips_of_step(step)
     hands = deal(clips, rank, ranks, micro_batch)
     return [collate(packed, hand or clips[:1], variant, pad_token_id, weightless=not hand) for hand in hands]
+
+
+class StepReader:
+    """The batches of each optimizer step; with `workers` threads the coming steps are read while the current one is computed.
+
+    `read` gives the batches of a step and depends on the step alone, so that reading ahead changes no order and no content. With a GPU
+    as `device` the batches are put into page-locked memory. An error while reading surfaces at the step that it belongs to.
+    """
+
+    def __init__(self, read: Callable[[int], list[Batch]], total_steps: int, workers: int, device: torch.device):
+        self._read, self._total_steps, self._workers, self._device = read, total_steps, workers, device
+        # A new thread's current GPU is the first one, which is another rank's: pinning there would open a context on it.
+        choose_gpu = (lambda: torch.cuda.set_device(device)) if device.type == "cuda" else None
+        self._threads = ThreadPoolExecutor(workers, "reader", choose_gpu) if workers else None
+        self._ahead: dict[int, Future[list[Batch]]] = {}
+
+    def batches_of(self, step: int) -> list[Batch]:
+        """The batches of optimizer step `step`, counted from 0; starts to read those that follow."""
+        if self._threads is None:
+            return self._fetch(step)
+        for coming in range(step, min(step + self._workers + 1, self._total_steps)):
+            if coming not in self._ahead:
+                self._ahead[coming] = self._threads.submit(self._fetch, coming)
+        return self._ahead.pop(step).result()
+
+    def _fetch(self, step: int) -> list[Batch]:
+        batches = self._read(step)
+        return [batch.pinned() for batch in batches] if self._device.type == "cuda" else batches
+
+    def close(self) -> None:
+        """Forget what was read ahead and end the threads."""
+        self._ahead.clear()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)

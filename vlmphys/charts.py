@@ -12,7 +12,8 @@ from vlmphys.metrics import roc_points
 SIDE = 170
 MARGIN = 26
 BINS = 24
-HISTOGRAM_HEIGHT = 92
+HISTOGRAM_HEIGHT = 104
+HISTOGRAM_TOP = 14
 
 
 def roc_svg(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str) -> str:
@@ -42,7 +43,7 @@ def roc_svg(curves: Sequence[tuple[str, np.ndarray, np.ndarray]], title: str) ->
 
 
 def histogram_svg(labels_N: np.ndarray, scores_N: np.ndarray, threshold: float, title: str) -> str:
-    """Histogram of the scores, each class scaled to its own number of clips, and the threshold as a dashed line."""
+    """Histogram of the scores with the names of its axes, each class scaled to its own number of clips; the threshold as a dashed line."""
     finite_N = np.isfinite(scores_N)
     labels_N, scores_N = np.asarray(labels_N)[finite_N].astype(bool), scores_N[finite_N]
     width, base = SIDE + 50, HISTOGRAM_HEIGHT - 14
@@ -59,12 +60,14 @@ def histogram_svg(labels_N: np.ndarray, scores_N: np.ndarray, threshold: float, 
     step = (width - 8) / BINS
     for kind, values in shares.items():
         for index in np.flatnonzero(values):
-            height = (base - 4) * values[index] / tallest
+            height = (base - HISTOGRAM_TOP) * values[index] / tallest
             parts.append(f'<rect class="{kind}" x="{4 + index * step:.1f}" y="{base - height:.1f}" '
                          f'width="{step - 0.6:.1f}" height="{height:.1f}"/>')
     cut = 4 + (width - 8) * (threshold - low) / (high - low)
-    parts.append(f'<path class="cut" d="M{cut:.1f},2 V{base}"/><path class="grid" d="M4,{base} H{width - 4}"/>')
+    parts.append(f'<path class="cut" d="M{cut:.1f},{HISTOGRAM_TOP - 2} V{base}"/><path class="grid" d="M4,{base} H{width - 4}"/>')
     parts.append(f'<text x="4" y="{base + 11}">{low:.3g}</text><text x="{width - 4}" y="{base + 11}" text-anchor="end">{high:.3g}</text>')
+    parts.append(f'<text x="{width / 2:.0f}" y="{base + 11}" text-anchor="middle" class="axis">score</text>'
+                 f'<text x="4" y="9" class="axis">share of the class (tallest bar {tallest:.0%})</text>')
     return "".join(parts) + "</svg>"
 
 

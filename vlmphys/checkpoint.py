@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vlmphys.engine import Lookup, PlainEngine
+from vlmphys.engine import MOMENTS, Lookup, PlainEngine
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, write_atomic
 
 MARKER = "COMPLETE"
@@ -43,22 +44,42 @@ def folder_of(run: Path, step: int) -> Path:
     return Path(run) / "checkpoints" / f"step_{step}"
 
 
-def save(engine: PlainEngine, run: Path, marker: Marker, keep: int) -> None:
-    """Write a checkpoint; every rank must call it, the first one writes. Older ones beyond `keep` are removed afterwards."""
+def save(engine: PlainEngine, run: Path, marker: Marker, keep: int, spare: Collection[int] = ()) -> None:
+    """Write a checkpoint; every rank must call it, the first one writes. Older ones beyond `keep` are removed afterwards, except those
+    of the steps in `spare`.
+
+    Raises OSError, on every rank, where the files cannot be written (a full disk) or do not read back as they should; the older
+    checkpoints are untouched then.
+    """
     target = folder_of(run, marker.step)
     aside = target.with_name(target.name + ".partial")
+    problem = ""
+    files: dict[str, int] = {}
+    # The first rank goes on taking what the others hand out although it could not write it: they would wait for it forever.
+    state = engine.export_state()
     if engine.world.is_first:
-        for leftover in (aside, target):
-            _remove(leftover)
-        aside.mkdir(parents=True)
-    files = _write_shards(engine, aside)
+        try:
+            for leftover in (aside, target):
+                _remove(leftover)
+            aside.mkdir(parents=True)
+            files = _write_shards(state, set(engine.trained), engine.shapes, aside)
+            fsync_folder(aside)
+            os.replace(aside, target)
+            fsync_folder(target.parent)
+            write_atomic(target / MARKER, json_bytes({**asdict(marker), "files": files}))
+        except (OSError, SafetensorError) as error:
+            problem = (f"the checkpoint of step {marker.step} could not be written to {target.parent} ({error}); the older checkpoints are "
+                       "untouched: free some disk space there and start the same command again")
+            shutil.rmtree(aside, ignore_errors=True)
+    for _ in state:
+        pass
+    # Before the rotation: a rank that hears of a problem must find the older checkpoints where they were.
+    if found := engine.world.gather_texts([problem] if problem else []):
+        raise OSError(found[0])
     if engine.world.is_first:
-        fsync_folder(aside)
-        os.replace(aside, target)
-        fsync_folder(target.parent)
-        write_atomic(target / MARKER, json_bytes({**asdict(marker), "files": files}))
         for old in complete(run)[:-keep]:
-            _remove(folder_of(run, old))
+            if old not in spare:
+                _remove(folder_of(run, old))
     engine.world.barrier()
 
 
@@ -69,10 +90,15 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _write_shards(engine: PlainEngine, folder: Path) -> dict[str, int]:
-    """Stream the engine's state into files of at most about `SHARD_BYTES`; name -> bytes on the first rank."""
+def _write_shards(state: Iterator[tuple[str, dict[str, torch.Tensor]]], trained: set[str], shapes: dict[str, tuple[int, ...]],
+                  folder: Path) -> dict[str, int]:
+    """Stream an engine's state into files of at most about `SHARD_BYTES`; name -> bytes.
+
+    Raises OSError where the state is not whole: each trained parameter once, of its own shape, in fp32.
+    """
     files: dict[str, int] = {}
     shard: dict[str, torch.Tensor] = {}
+    missing = set(trained)
 
     def flush() -> None:
         path = folder / f"state-{len(files) + 1:05d}.safetensors"
@@ -82,28 +108,44 @@ def _write_shards(engine: PlainEngine, folder: Path) -> dict[str, int]:
         files[path.name] = path.stat().st_size
         shard.clear()
 
-    size = 0
-    for name, tensors in engine.export_state():
-        if not engine.world.is_first:
-            continue
-        for key, value in tensors.items():
+    for name, tensors in state:
+        missing.discard(name)
+        for key in ("weight", *MOMENTS):
+            value = tensors.get(key, torch.empty(0))
+            if tuple(value.shape) != shapes[name] or value.numel() == 0 or value.dtype != torch.float32:
+                raise OSError(f"{key} of {name} is {tuple(value.shape)}, {value.dtype}, instead of {shapes[name]}, torch.float32")
             shard[f"{key}/{name}"] = value.contiguous()
-            size += value.nbytes
-        if size >= SHARD_BYTES:
+        if sum(value.nbytes for value in shard.values()) >= SHARD_BYTES:
             flush()
-            size = 0
+    if missing:
+        raise OSError(f"{len(missing)} trained parameters were not handed out, first {sorted(missing)[0]}")
     if shard:
         flush()
     return files
 
 
 def _verify(path: Path, written: dict[str, torch.Tensor]) -> None:
-    """Read names and shapes back; an engine that hands out empty tensors, or a disk that lies, is noticed now and not at the resume."""
+    """Read names, shapes and size back: a disk that lies is noticed now and not at the resume. Raises OSError."""
+    with open(path, "rb") as stream:
+        header = 8 + int.from_bytes(stream.read(8), "little")   # its length, then the header itself
+    expected, found = header + sum(value.nbytes for value in written.values()), path.stat().st_size
+    if found != expected:
+        raise OSError(f"{path}: {expected:,} bytes were written, {found:,} are there")
     with safe_open(path, framework="pt") as stored:
+        if set(stored.keys()) != set(written):
+            raise OSError(f"{path}: {len(written)} tensors were written, {len(stored.keys())} are there")
         for name, value in written.items():
             shape = tuple(stored.get_slice(name).get_shape())
-            if shape != tuple(value.shape) or value.numel() == 0:
+            if shape != tuple(value.shape):
                 raise OSError(f"{path}: {name} was written as {tuple(value.shape)} and reads back as {shape}")
+
+
+def saved_elsewhere(marker: Marker, engine: str, world_size: int) -> str:
+    """A remark where a checkpoint was written by another engine or number of ranks than those here; else empty."""
+    if (marker.engine, marker.world_size) == (engine, world_size):
+        return ""
+    return (f", written by engine {marker.engine} on {marker.world_size} rank(s); here it is {engine} on {world_size}: the same clips, "
+            "losses equal but for rounding")
 
 
 def complete(run: Path) -> list[int]:
@@ -164,7 +206,7 @@ def _lookup_in(places: dict[str, Path], engine: PlainEngine) -> Lookup:
                 value = stored.get_tensor(f"{key}/{name}")
         except SafetensorError as error:
             raise ValueError(f"{place} cannot be read ({error}): remove its folder to go on from an earlier checkpoint") from error
-        if value.shape != engine.trained[name].shape:
-            raise ValueError(f"{place}: {name!r} is {tuple(value.shape)}, the model's is {tuple(engine.trained[name].shape)}")
+        if tuple(value.shape) != engine.shapes[name]:
+            raise ValueError(f"{place}: {name!r} is {tuple(value.shape)}, the model's is {engine.shapes[name]}")
         return value
     return lookup

@@ -1,4 +1,4 @@
-"""The command line `vlmphys`: `plan` and `doctor`. Nothing heavy is imported before it is needed."""
+"""The command line `vlmphys`: `plan`, `doctor` and `export`. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,20 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", type=int, metavar="K", help="cards, all in one machine   [1 with --gpu-gib, else all of this machine]")
     plan.add_argument("--data", metavar="DIR", help="packed data, for lengths and steps   [the config's, where it exists]")
     plan.add_argument("--run", metavar="DIR", help="an earlier run with the same settings, for the time")
+    plan.add_argument("--settings", action="store_true", help="print only the key=value words with which it fits")
+    plan.add_argument("--only-batch", action="store_true", help="where it does not fit, look for a smaller micro-batch alone")
     doctor = commands.add_parser(
         "doctor", help="what this machine has, and what of vlmphys works on it",
         description="Exit status 0: bash launch/quickstart.sh would work; 1: it would not, and the table says why.")
     doctor.add_argument("--build", action="store_true", help="also compile DeepSpeed's CPU optimizer, about a minute")
+    export = commands.add_parser(
+        "export", help="a finished run as a plain Hugging Face folder with a model card",
+        description="Writes a new folder that VideoLlavaForConditionalGeneration.from_pretrained loads. Exit status 0: written; 2: bad input.")
+    export.add_argument("--run", required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
+    export.add_argument("--out", required=True, metavar="DIR", help="new folder")
+    export.add_argument("--merge", action="store_true", help="whole weights, where the run trained an adapter")
+    export.add_argument("--scores", metavar="FILE", help="scores.json of this run, for the card   [the one beside its predictions]")
+    export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights   [the run's own]")
     for command in (plan, doctor):
         command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     return top
@@ -39,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status; bad input is one sentence on stderr and 2."""
     arguments = parser().parse_args(argv)
     try:
-        return plan(arguments) if arguments.command == "plan" else doctor(arguments)
+        return {"plan": plan, "doctor": doctor, "export": export}[arguments.command](arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,9 +61,23 @@ def plan(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, [text for group in arguments.overrides for text in group])
     from vlmphys.plan import machine_of, make_plan
     machine = machine_of(config, arguments.gpu_gib, arguments.host_gib, arguments.gpus)
-    result = make_plan(config, machine, arguments.data, arguments.run)
+    result = make_plan(config, machine, arguments.data, arguments.run, arguments.only_batch)
+    if arguments.settings:
+        return _settings(result)
     _print(result, arguments.json, show_plan)
     return 0 if result["fits"] else 1
+
+
+def _settings(result: dict[str, Any]) -> int:
+    """The words of the fitting settings on stdout and 0, or on stderr what is short, even with the least demanding ones, and 1."""
+    if result["fitting"]:
+        if result["fitting"]["set"]:
+            print(result["fitting"]["set"])
+        return 0
+    least = result["least"]
+    print(f"error: it does not fit ({result['machine']['described']}): {'; '.join(result['as_given']['shortages'])}"
+          + (f"; even with {least['set']}: {'; '.join(least['shortages'])}" if least["set"] else ""), file=sys.stderr)
+    return 1
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -62,6 +86,15 @@ def doctor(arguments: argparse.Namespace) -> int:
     result = report(arguments.build)
     _print(result, arguments.json, show_doctor)
     return 0 if result["quickstart"] else 1
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`vlmphys export`."""
+    from rich.console import Console
+
+    from vlmphys.export import export as write
+    write(arguments.run, arguments.out, arguments.merge, arguments.scores, arguments.dtype, Console())
+    return 0
 
 
 def _print(result: dict[str, Any], as_json: bool, show) -> None:
@@ -106,6 +139,10 @@ def show_plan(result: dict[str, Any], console) -> None:
     say(f"steps: {steps}")
     time = result["time"]
     say(f"time: about {time['seconds'] / 60:.1f} minutes, at {time['reason']}" if time["seconds"] else f"time: not known, {time['reason']}")
+    assumed = time["assumed"]
+    if assumed["clips_per_second"] and not time["seconds"]:
+        length = f"{assumed['seconds'] / 60:.0f} minutes, " if assumed["seconds"] else ""
+        say(f"time, guessed: {length}{assumed['clips_per_second']:.2f} clips/s; {assumed['reason']}")
     for refusal in result["refused_files"]:
         say(f"left out: {refusal}")
     if result["fits"]:
@@ -196,6 +233,8 @@ def _machine_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("host memory", f"{_gib(memory['available'])} of {_gib(memory['total'])} free"),
         ("disk", f"{_gib(result['free_disk'])} free in this folder"),
         ("C++ compiler", result["compiler"] or "none"), ("ninja", result["ninja"] or "none"), ("cpu_adam", adam["error"] or compiled),
+        ("aio", result["aio"]["error"] or ("compatible" if result["aio"]["compatible"] else "no libaio")),
+        ("bitsandbytes", result["bitsandbytes"] or "not installed"),
         ("readers", "; ".join(f"{name}: {state}" for name, state in video["readers"].items())),
         ("codecs", ", ".join(f"{name}: {'yes' if there else 'no'}" for name, there in video["codecs"].items())),
         ("H.264 encoder", video["h264_encoder"] or "none"),

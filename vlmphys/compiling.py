@@ -1,14 +1,17 @@
-"""The lock that torch leaves behind when a compilation is killed, and at which every later start would wait for ever.
+"""DeepSpeed's ops are compiled at their first use on a machine; here that is announced, refused clearly, and freed of stale locks.
 
 torch's extension loader makes a file `lock` in the build folder and removes it at the end; after a `kill -9` or a power cut it stays, and
-all that need the extension wait for it without a word (torch/utils/file_baton.py).
+all that need the extension wait for it without a word (torch/utils/file_baton.py). And what one virtual environment has compiled is
+compiled anew for another, since the paths of its headers differ; with one folder for all they would undo each other's work.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,15 +19,50 @@ LOCK = "lock"
 FRESH_SECONDS = 10.0
 
 
-def build_folder(name: str) -> Path:
-    """Where torch builds the extension `name`."""
+def load_op(builder: Any, what: str, announce: bool, cure: str) -> None:
+    """Compile and load an op by DeepSpeed's `builder`, about a minute at its first use on a machine. `what` and `cure` are for messages.
+
+    Raises ValueError where it cannot be built.
+    """
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_root()))
+    folder = build_folder(builder.name)
+    # Also where it is compiled already: a process that is killed while it loads the library leaves the lock, too.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        wait_for_lock(folder)
+    if announce and not any(folder.parent.glob(f"**/{builder.name}.so")):
+        print(f"compiling {what}: once on this machine, about a minute", flush=True)
+    try:
+        builder.load(verbose=False)
+    except RuntimeError as error:
+        raise ValueError(f"deepspeed: {what} could not be compiled ({error.__cause__ or error}): {cure}") from error
+
+
+def build_root() -> Path:
+    """Where ops are compiled: TORCH_EXTENSIONS_DIR, else a folder of this host in this virtual environment, or beside torch's own.
+
+    A folder for each host, because a cluster's nodes may share their disk and not their processor, for which the code is made.
+    """
     from torch.utils.cpp_extension import get_default_build_root
-    root = os.environ.get("TORCH_EXTENSIONS_DIR")
-    if root:
-        return Path(root) / name
-    # The loader puts a folder for Python's version and torch's CUDA between root and name.
-    found = sorted(Path(get_default_build_root()).glob(f"*/{name}/{LOCK}"), key=lambda path: path.stat().st_mtime)
-    return found[-1].parent if found else Path(get_default_build_root()) / name
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        return Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    in_environment = sys.prefix != sys.base_prefix and os.access(sys.prefix, os.W_OK)
+    root = Path(sys.prefix) / "torch_extensions" if in_environment else Path(get_default_build_root()) / "vlmphys"
+    return root / os.uname().nodename
+
+
+def build_folder(name: str) -> Path:
+    """Where the extension `name` is compiled."""
+    return build_root() / name
+
+
+def wait_for_lock(folder: Path) -> None:
+    """Return when no other process compiles in that folder: at once, or when it has ended, or died and left its lock."""
+    told = False
+    while (folder / LOCK).exists() and not remove_stale_lock(folder):
+        if not told:
+            print(f"waiting for another process that compiles in {folder}", flush=True)
+            told = True
+        time.sleep(0.5)
 
 
 def remove_stale_lock(folder: Path) -> bool:

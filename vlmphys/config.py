@@ -28,12 +28,25 @@ FREE_ON_RESUME = frozenset({
 # What the JSON of a DeepSpeed engine may say, and where the rest belongs.
 DEEPSPEED_KEYS = ("zero_optimization", "aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
                   "communication_data_type")
-ZERO_STAGES = (1, 2)
+ZERO_STAGES = (1, 2, 3)
+OFFLOAD_DEVICES = ("none", "cpu", "nvme")
 BELONGS_TO_RUN = {
     "train_batch_size": "per_device_train_batch_size", "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
     "gradient_accumulation_steps": "gradient_accumulation_steps", "gradient_clipping": "max_grad_norm",
     "optimizer": "learning_rate", "scheduler": "lr_scheduler_type", "bf16": "bf16", "bfloat16": "bf16", "fp16": "bf16",
     "amp": "bf16", "torch_autocast": "bf16", "data_types": "bf16"}
+
+# Short names of other programs, which the spelling alone would take for another key.
+ALIASES = {
+    "lr": "learning_rate", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "steps": "max_steps",
+    "batch_size": "per_device_train_batch_size", "train_batch_size": "per_device_train_batch_size", "batch": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size", "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum": "gradient_accumulation_steps", "accumulation": "gradient_accumulation_steps",
+    "accumulation_steps": "gradient_accumulation_steps", "wd": "weight_decay", "decay": "weight_decay", "warmup": "warmup_ratio",
+    "scheduler": "lr_scheduler_type", "clip": "max_grad_norm", "grad_clip": "max_grad_norm", "dropout": "lora_dropout", "rank": "lora_r",
+    "r": "lora_r", "alpha": "lora_alpha", "workers": "dataloader_num_workers", "num_workers": "dataloader_num_workers",
+    "patience": "early_stopping_patience", "fp16": "bf16", "precision": "bf16", "output_dir": "out",
+    "checkpointing": "gradient_checkpointing"}
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,13 @@ def read_deepspeed_json(path: str) -> dict[str, Any]:
     elif stage not in ZERO_STAGES:
         problems.append(f"has zero_optimization.stage {stage!r}: allowed are {', '.join(map(str, ZERO_STAGES))} "
                         "(without sharding use engine: plain)")
+    for part in ("offload_optimizer", "offload_param") if isinstance(sharding, dict) else ():
+        offload = sharding.get(part) or {}
+        device = offload.get("device", "none") if isinstance(offload, dict) else offload
+        if device not in OFFLOAD_DEVICES:
+            problems.append(f"has zero_optimization.{part} {offload!r}: an object with a device is needed: {', '.join(OFFLOAD_DEVICES)}")
+        elif stage != 3 and (device == "nvme" or part == "offload_param" and device != "none"):
+            problems.append(f"has zero_optimization.{part}.device {device!r} at stage {stage}: DeepSpeed offers that at stage 3 only")
     if problems:
         raise ValueError(_joined(f"deepspeed: {path}", problems))
     return settings
@@ -280,19 +300,26 @@ def _out_of_range(config: TrainConfig) -> list[str]:
         problems.append(f"turn_weights is {list(config.turn_weights)}: {MAX_TURNS} numbers are needed, none negative and not all 0")
     if not config.eval_steps and (config.load_best_model_at_end or config.early_stopping_patience):
         problems.append("load_best_model_at_end and early_stopping_patience need validations: set eval_steps as well")
-    if config.engine == "fsdp":
-        problems.append("engine 'fsdp' is not built yet: use 'deepspeed' (deepspeed: ds_configs/zero2.json) or 'plain'")
     if config.engine == "deepspeed" and not config.deepspeed:
         problems.append("engine is 'deepspeed' but deepspeed names no file: add deepspeed: ds_configs/zero2.json")
+    sharded = config.engine == "fsdp"
     if config.resolved_engine() == "deepspeed" and config.deepspeed:
         try:
-            read_deepspeed_json(config.deepspeed)
+            sharded = sharded or read_deepspeed_json(config.deepspeed)["zero_optimization"]["stage"] == 3
         except ValueError as error:
             problems.append(str(error))
+    if config.turn_grad_norm_steps and sharded:
+        problems.append(f"turn_grad_norm_steps is {config.turn_grad_norm_steps}: where weights are sharded (ZeRO-3, fsdp) no rank can "
+                        "measure a turn's gradient alone; set it to 0, or use engine plain or a JSON with ZeRO stage 1 or 2")
+    if config.logging_steps > 0 and config.turn_grad_norm_steps % config.logging_steps:
+        problems.append(f"turn_grad_norm_steps is {config.turn_grad_norm_steps}: it must be a multiple of logging_steps "
+                        f"({config.logging_steps}), so that each measurement has its row in metrics.jsonl")
     return problems
 
 
 def _nearest(name: str, known) -> str:
+    if (meant := ALIASES.get(str(name).lower())) in known:
+        return f"; did you mean {meant!r}?"
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -160,6 +160,8 @@ def cpu_adam_facts(build: bool) -> dict[str, Any]:
         from deepspeed.ops.op_builder import CPUAdamBuilder
     except (ImportError, RuntimeError, OSError) as error:
         return {**facts, "error": f"deepspeed cannot be imported ({error})"}
+    from vlmphys.compiling import build_root
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_root()))
     builder = CPUAdamBuilder()
     facts.update(deepspeed=True, compatible=bool(builder.is_compatible(verbose=False)))
     facts.update(compiled=bool(installed_ops.get("cpu_adam")) or bool(_built("cpu_adam.so")), lock=next(iter(_built("lock")), None))
@@ -173,11 +175,20 @@ def cpu_adam_facts(build: bool) -> dict[str, Any]:
     return facts
 
 
+def aio_facts() -> dict[str, Any]:
+    """DeepSpeed's access to disks, which the NVMe offload is made of: whether libaio is here for it to be compiled with. A C compiler is
+    called for that."""
+    try:
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+    except (ImportError, RuntimeError, OSError) as error:
+        return {"compatible": False, "error": f"deepspeed cannot be imported ({error})"}
+    return {"compatible": bool(AsyncIOBuilder().is_compatible(verbose=False)), "error": None}
+
+
 def _built(name: str) -> list[str]:
     """Files of that name in the folders of compiled CPU optimizers."""
-    from torch.utils import cpp_extension
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    return sorted(str(path) for path in root.glob(f"**/cpu_adam/{name}"))
+    from vlmphys.compiling import build_folder
+    return sorted(str(path) for path in build_folder("cpu_adam").glob(name))
 
 
 def decoder_facts() -> dict[str, Any]:
@@ -244,7 +255,8 @@ def facts_here(build: bool = False) -> dict[str, Any]:
     return {
         "python": platform.python_version(), "platform": platform.platform(), "packages": {name: version_of(name) for name in PACKAGES},
         "gpus": [vars(gpu) for gpu in gpus_here()], "cpu": cpu_facts(), "host_memory": vars(memory), "free_disk": free_disk("."),
-        "compiler": tool("c++", "g++"), "ninja": tool("ninja"), "cpu_adam": cpu_adam_facts(build), "video": decoder_facts(),
+        "compiler": tool("c++", "g++"), "ninja": tool("ninja"), "cpu_adam": cpu_adam_facts(build), "aio": aio_facts(),
+        "bitsandbytes": version_of("bitsandbytes"), "video": decoder_facts(),
         "tiny_base": tiny_facts()}
 
 
@@ -252,7 +264,8 @@ def facts_here(build: bool = False) -> dict[str, Any]:
 
 def checks(facts: dict[str, Any]) -> list[Check]:
     """What of the toolkit will work, from the facts alone; the last one is the quick start."""
-    found = [_packages(facts), *_video(facts), _tiny(facts), _cpu_adam(facts), _bf16(facts), _big_model(facts), _disk(facts)]
+    found = [_packages(facts), *_video(facts), _tiny(facts), _cpu_adam(facts), *_engines(facts), _bf16(facts),
+             _big_model(facts), _disk(facts)]
     memory = facts["host_memory"]["available"]
     reasons = [check.part for check in found if check.part in NEEDED_BY_QUICKSTART and not check.works]
     if memory < QUICKSTART_HOST_GIB * GIB:
@@ -302,6 +315,24 @@ def _cpu_adam(facts: dict[str, Any]) -> Check:
     if lacking:
         return Check("CPU optimizer", False, f"not compiled, and it cannot be without {' and '.join(lacking)}; {NO_OFFLOAD}")
     return Check("CPU optimizer", True, "not compiled yet: the first run takes about a minute more, or run vlmphys doctor --build")
+
+
+def _engines(facts: dict[str, Any]) -> list[Check]:
+    """What of ds_configs/, FSDP and `tune: qlora` works here."""
+    packages, adam = facts["packages"], _cpu_adam(facts)
+    able = packages["torch"] is not None and packages["deepspeed"] is not None and not facts["cpu_adam"]["error"]
+    on = "on the GPUs, through NCCL" if facts["gpus"] else "on the CPU, through gloo"
+    dividing = Check("ZeRO, FSDP", able, on if able else f"torch and deepspeed are needed: {INSTALL}")
+    offload = Check("CPU offload", able and adam.works, "as the CPU optimizer")
+    aio = facts["aio"]
+    ready = able and adam.works and aio["compatible"]
+    lacking = aio["error"] or ("libaio's headers are not here (Debian: apt install libaio-dev)" if not aio["compatible"] else adam.remark)
+    nvme = Check("NVMe offload", ready, "with libaio; on a disk that is fast enough" if ready else f"{lacking}; or use zero3_offload")
+    reasons = [text for text, missing in (("no CUDA GPU", not facts["gpus"]),
+                                          ("bitsandbytes is not installed: python -m pip install --editable '.[qlora]'",
+                                           facts["bitsandbytes"] is None)) if missing]
+    qlora = Check("qlora", not reasons, "; ".join(reasons) if reasons else "with ZeRO-1 and ZeRO-2")
+    return [dividing, offload, nvme, qlora]
 
 
 def _bf16(facts: dict[str, Any]) -> Check:

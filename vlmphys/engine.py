@@ -1,129 +1,92 @@
-"""Who computes gradients and updates weights: torch alone, or DeepSpeed. The only file that knows of either.
+"""Who computes gradients and updates weights: torch alone, DeepSpeed or FSDP2. The only file that knows of the latter two.
 
 It owns all scaling. The loop hands over a loss whose sum over micro-batches **and ranks** is the loss of the optimizer
-step; what an engine does to gradients by itself (DeepSpeed averages them over ranks) is undone here.
+step; what an engine does to gradients by itself (DeepSpeed and FSDP average them over ranks) is undone here.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.utils import cpp_extension
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmphys.batches import Batch
-from vlmphys.compiling import build_folder, remove_stale_lock
+from vlmphys.compiling import load_op
 from vlmphys.config import TrainConfig, read_deepspeed_json
+from vlmphys.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Lookup = Callable[[str, str], torch.Tensor]     # (name of a parameter, "weight" or a moment) -> the whole tensor, fp32
 
 
-@dataclass(frozen=True)
-class World:
-    """This process among the others."""
+def loading_dtype(config: TrainConfig) -> torch.dtype:
+    """The precision in which the network is best loaded.
 
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes the files and speaks to the terminal."""
-        return self.rank == 0
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of a small tensor over all ranks, as a new tensor on the CPU. Every rank must call it."""
-        if self.size == 1:
-            return values.cpu()
-        total = values.to(self.device, copy=True)
-        distributed.all_reduce(total)
-        return total.cpu()
-
-    def gather_texts(self, texts: list[str]) -> list[str]:
-        """The texts of all ranks. Every rank must call it."""
-        if self.size == 1:
-            return texts
-        everyone: list[list[str]] = [[] for _ in range(self.size)]
-        distributed.all_gather_object(everyone, texts)
-        return [text for part in everyone for text in part]
-
-    def agree(self, problems: list[str]) -> None:
-        """Raise one ValueError on all ranks where any of them has a problem. Every rank must call it, and waits for the others."""
-        found = self.gather_texts(problems)
-        if found:
-            raise ValueError("; ".join(found))
-
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self.size > 1:
-            distributed.barrier()
-
-    def leave(self) -> None:
-        """Close the connection."""
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-
-
-def place() -> tuple[int, bool]:
-    """Number of ranks and whether this is the first, as the launcher's environment says; nothing is connected."""
-    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
-
-
-def connect(config: TrainConfig) -> World:
-    """Join the processes that a launcher (`deepspeed`, `torchrun`) started; without one, be the only process."""
-    rank, (size, _) = int(os.environ.get("RANK", 0)), place()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        # Without this each rank would use every core, and two ranks would be slower than one.
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    if config.engine == "deepspeed" or size > 1:
-        if "MASTER_ADDR" not in os.environ:
-            if size > 1:
-                raise ValueError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with `deepspeed` or `torchrun`, "
-                                 "or unset WORLD_SIZE to train in one process")
-            os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
-                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
-        if config.engine == "deepspeed":
-            _import_deepspeed().init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
-        else:
-            distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return World(rank, size, torch.device("cuda", local_rank) if on_gpu else torch.device("cpu"))
+    DeepSpeed casts every weight to bf16 and copies its fp32 masters from that (deepspeed/runtime/zero/stage_1_and_2.py and
+    stage3.py), so an fp32 network would cost twice the host memory and change no bit; FSDP's masters are made the same way here.
+    """
+    return torch.bfloat16 if config.bf16 and config.engine in ("deepspeed", "fsdp") else torch.float32
 
 
 def start(world: World, module: nn.Module, trained: dict[str, nn.Parameter], config: TrainConfig) -> PlainEngine:
-    """The engine that `config.engine` names, around a module whose forward takes a batch's tensors. Weights may be cast and moved."""
-    return (DeepSpeedEngine if config.engine == "deepspeed" else PlainEngine)(world, module, trained, config)
+    """The engine that `config.engine` names, around a module whose forward takes a batch's tensors. Weights may be cast, moved, divided."""
+    return {"plain": PlainEngine, "deepspeed": DeepSpeedEngine, "fsdp": FsdpEngine}[config.engine](world, module, trained, config)
 
 
 class PlainEngine:
     """torch alone: fp32 master weights, bf16 through autocast, gradients summed over ranks in one message."""
 
     def __init__(self, world: World, module: nn.Module, trained: dict[str, nn.Parameter], config: TrainConfig):
-        self.world, self.trained, self.bf16, self.max_grad_norm = world, trained, config.bf16, config.max_grad_norm
-        names = {id(parameter) for parameter in trained.values()}
-        for parameter in module.parameters():
-            # Frozen weights need no fp32 master copy.
-            dtype = torch.bfloat16 if config.bf16 and id(parameter) not in names else torch.float32
-            parameter.data = parameter.data.to(world.device, dtype)
+        self._note(world, module, trained, config)
+        self._cast(config, world.device)
         self.module = module.to(world.device)
         self.optimizer = adamw(list(trained.values()), config)
 
-    def forward(self, batch: Batch, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _note(self, world: World, module: nn.Module, trained: dict[str, nn.Parameter], config: TrainConfig) -> None:
+        self.world, self.module, self.trained = world, module, trained
+        self.bf16, self.max_grad_norm = config.bf16, config.max_grad_norm
+        # Now: ZeRO-3 leaves empty tensors behind.
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+
+    def _cast(self, config: TrainConfig, device: torch.device | None) -> None:
+        """fp32 for what is trained; frozen weights need no master copy."""
+        names = {id(parameter) for parameter in self.trained.values()}
+        for parameter in self.module.parameters():
+            if not parameter.is_floating_point():
+                continue    # a quantised base
+            dtype = torch.bfloat16 if config.bf16 and id(parameter) not in names else torch.float32
+            parameter.data = parameter.data.to(device=device, dtype=dtype)
+
+    def forward(self, batch: Batch, last: bool) -> tuple[torch.Tensor, ...]:
         """The module's outputs for a micro-batch on this device; `last` says that it closes the optimizer step."""
+        return self._run(batch)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The module's outputs for a batch on this device, without dropout and without a graph. Every rank must call it equally often."""
+        training = [part for part in self.module.modules() if part.training]
+        for part in training:
+            part.training = False
+        try:
+            return self._run(batch)
+        finally:
+            for part in training:
+                part.training = True
+
+    def _run(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            return self.module(batch.input_ids_BL, batch.frames_BTHWC, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N)
+            return self.module(*_inputs(batch))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add this loss's gradients to those of the optimizer step."""
@@ -132,61 +95,122 @@ class PlainEngine:
     def step(self, learning_rate: float) -> float:
         """Sum gradients over ranks, clip their global norm, update. Returns the norm before clipping."""
         parameters = list(self.trained.values())
-        if self.world.size > 1:
-            flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-            distributed.all_reduce(flat)
-            for parameter, total in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
-                parameter.grad.copy_(total.view_as(parameter))
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        self._sum_gradients(parameters)
+        norm = _whole(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")))
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
+    def _sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        if self.world.size > 1:
+            flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+            distributed.all_reduce(flat)
+            for parameter, total in zip(parameters, flat.split([parameter.numel() for parameter in parameters])):
+                parameter.grad.copy_(total.view_as(parameter))
+
     def export_state(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        """Each trained parameter's master weight and moments, whole, fp32, on the CPU. Every rank must exhaust it."""
+        """Each trained parameter's master weight and moments, whole, fp32, on the CPU; empty on all ranks but the first.
+
+        Every rank must exhaust it.
+        """
         for name, parameter in self.trained.items():
-            state = self.optimizer.state[parameter]
-            yield name, {"weight": parameter.detach().cpu(), **{key: state[key].cpu() for key in MOMENTS}}
+            state = {"weight": parameter, **{key: self.optimizer.state[parameter][key] for key in MOMENTS}}
+            yield name, {key: whole for key, value in state.items() if (whole := self._for_first(_whole(value.detach()))) is not None}
 
     def import_state(self, lookup: Lookup, step: int) -> None:
-        """Put back what `export_state` gave after optimizer step `step`."""
+        """Put back what `export_state` gave after optimizer step `step`. Every rank must call it."""
         for name, parameter in self.trained.items():
-            parameter.data.copy_(lookup(name, "weight"))
-            moments = {key: lookup(name, key).to(parameter.device) for key in MOMENTS}
-            self.optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
+            state = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS}
+            for key, target in (("weight", parameter.detach()), *state.items()):
+                _local(target).copy_(_local(_divided_like(target, lookup(name, key))))
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(step), device=self.world.device), **state}
 
-    def model_weights(self) -> dict[str, torch.Tensor]:
-        """The network's weights as the forward pass uses them, whole, on the CPU, in one precision. Every rank must call it."""
+    def model_weights(self, names: set[str] | None = None) -> dict[str, torch.Tensor]:
+        """The network's weights as the forward pass uses them, whole, on the CPU, in one precision; all, or those named.
+
+        Every rank must call it; one tensor is gathered at a time, and only the first rank keeps it: the others get {}.
+        """
         dtype = torch.bfloat16 if self.bf16 else torch.float32
-        return {name: value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype, copy=True)
-                for name, value in self.module.network.state_dict().items()}
+        kept = {}
+        for name, value in self.module.network.state_dict(keep_vars=True).items():
+            if names is None or name in names:
+                with self._gathered(value) as whole:
+                    if self.world.is_first:
+                        kept[name] = whole.detach().to("cpu", dtype if whole.is_floating_point() else whole.dtype, copy=True)
+        return kept
+
+    @contextmanager
+    def _gathered(self, value: torch.Tensor) -> Iterator[torch.Tensor]:
+        """A tensor of the network with all of its elements, while inside."""
+        yield _whole(value)
+
+    def close(self) -> None:
+        """Remove what the engine keeps outside of memory; nothing can be done with it afterwards."""
+
+    def _for_first(self, value: torch.Tensor) -> torch.Tensor | None:
+        return value.to("cpu") if self.world.is_first else None
+
+
+class FsdpEngine(PlainEngine):
+    """torch's FSDP2: weights, gradients and moments divided among the ranks, one decoder layer whole at a time."""
+
+    def __init__(self, world: World, module: nn.Module, trained: dict[str, nn.Parameter], config: TrainConfig):
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+        self._note(world, module, trained, config)
+        # Within one layer FSDP asks for one precision of what is trained; frozen weights may have another.
+        self._cast(config, None)
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        # Gradients are added up over ranks and micro-batches in fp32.
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if config.bf16 else torch.float32, reduce_dtype=torch.float32)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        places = {name: names[id(parameter)] for name, parameter in trained.items()}
+        for part in _units(module):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                # A sum over ranks and no mean: the loss is divided by the count of the whole step already.
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+        self.trained = {name: module.get_parameter(place) for name, place in places.items()}
+        self.optimizer = adamw(list(self.trained.values()), config)
+
+    def _run(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        return self.module(*_inputs(batch))
+
+    def _sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Nothing: each backward pass leaves this rank's share of the sum."""
 
 
 class DeepSpeedEngine(PlainEngine):
-    """DeepSpeed's engine at ZeRO stage 1 or 2, with the optimizer on the device or on the CPU."""
+    """DeepSpeed's engine at ZeRO stage 1, 2 or 3, with optimizer and parameters on the device, on the CPU or on a disk."""
 
     def __init__(self, world: World, module: nn.Module, trained: dict[str, nn.Parameter], config: TrainConfig):
         deepspeed = _import_deepspeed()
-        self.world, self.trained, self.bf16 = world, trained, config.bf16
-        settings = read_deepspeed_json(config.deepspeed)
-        offload = settings["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
+        self._note(world, module, trained, config)
+        settings = deepspeed_settings(config)
+        sharding = settings["zero_optimization"]
+        self.divides_weights = sharding["stage"] == 3
+        self.offload_folder = _offload_folder(config) if _uses_disk(sharding) else None
+        if self.offload_folder:
+            from deepspeed.ops.op_builder import AsyncIOBuilder
+            load_op(AsyncIOBuilder(), "DeepSpeed's access to a disk", _compiles(world, "async_io"),
+                    "install libaio (apt-get install libaio-dev), or use ds_configs/zero3_offload.json")
+        if _offload_device(sharding, "offload_param") == "nvme" and world.device.type == "cpu" and not config.bf16:
+            # DeepSpeed 0.19 (Init._set_dtype) takes bf16 buffers for them wherever fp16 is not supported; drop this when it asks for fp32.
+            raise ValueError("deepspeed: without a GPU DeepSpeed rounds weights on a disk to bf16, which this fp32 run did not ask for: use "
+                             "bf16=true, or a JSON without offload_param")
         parameters = list(trained.values())
+        offload = _offload_device(sharding, "offload_optimizer") != "none"
         self.adam = _cpu_adam(parameters, config, world) if offload else adamw(parameters, config)
-        settings.update({
-            "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
-            # The loop accumulates and says where a step ends, since the last step of an epoch has fewer micro-batches: with 1
-            # DeepSpeed divides nothing by a number of accumulation steps that it believes in.
-            "gradient_accumulation_steps": 1,
-            "gradient_clipping": config.max_grad_norm,
-            "bf16": {"enabled": config.bf16},
-            "steps_per_print": 1 << 60})
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, optimizer=self.adam, config=settings)
-        self.module = module
 
-    def forward(self, batch: Batch, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: Batch, last: bool) -> tuple[torch.Tensor, ...]:
         self.engine.set_gradient_accumulation_boundary(last)
-        return self.engine(batch.input_ids_BL, batch.frames_BTHWC, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N)
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        return self.engine(*_inputs(batch))
 
     def backward(self, loss: torch.Tensor) -> None:
         # DeepSpeed averages gradients over ranks; the step's loss is the sum over them.
@@ -199,29 +223,152 @@ class DeepSpeedEngine(PlainEngine):
 
     def export_state(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-        for name, parameter in self.trained.items():
-            state = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            state["weight"] = safe_get_full_fp32_param(parameter)
-            yield name, {key: value.detach().cpu() for key, value in state.items()}
+        for group, flat in enumerate(self._flats()):
+            with self._at_hand(group, changed=False):
+                for name, parameter in self._members(group):
+                    kept = {}
+                    for key in ("weight", *MOMENTS):
+                        if self.divides_weights:
+                            # What DeepSpeed's own getters do, but with one visit to the disk for a whole group.
+                            _, offset, length = self._place_in_group(parameter)
+                            tensor = flat if key == "weight" else self.adam.state[flat][key]
+                            piece = tensor.detach().narrow(0, offset, length).to(self.world.device)
+                            whole = self.engine.optimizer._fp32_state_allgather(parameter, piece)
+                        else:
+                            whole = (safe_get_full_fp32_param(parameter) if key == "weight"
+                                     else safe_get_full_optimizer_state(parameter, key))
+                        kept[key] = self._for_first(whole.detach())
+                    yield name, kept if self.world.is_first else {}
 
     def import_state(self, lookup: Lookup, step: int) -> None:
-        # ZeRO 1 and 2 keep one flat fp32 partition a rank; `_hp_mapping` says which piece of a parameter lies where in it, and is None
-        # where this rank holds none. DeepSpeed's own setters work only once the moments exist, which is after a first step.
-        (flat,) = self.adam.param_groups[0]["params"]
-        state = self.adam.state[flat]
-        state.update({key: torch.zeros_like(flat) for key in MOMENTS})
-        for name, parameter in self.trained.items():
-            weight = lookup(name, "weight")
-            parameter.data.copy_(weight)
-            mapping = parameter._hp_mapping
-            if mapping is None:
-                continue
-            there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
-            for target, value in ((flat.data, weight), *((state[key], lookup(name, key)) for key in MOMENTS)):
-                target.narrow(0, there.start, there.numel).copy_(value.flatten().narrow(0, here.start, here.numel))
-        state["step"] = step if _is_cpu_adam(self.adam) else torch.tensor(float(step), device=flat.device)
+        # DeepSpeed's own setters work only once the moments exist, which is after a first step, and those of stage 3 fail where a
+        # parameter does not divide evenly; so the pieces are put in place here.
+        import deepspeed
+        for group, flat in enumerate(self._flats()):
+            with self._at_hand(group, changed=True):
+                state = self.adam.state[flat]
+                for key in MOMENTS:
+                    state.setdefault(key, torch.zeros_like(flat))
+                state["step"] = step if _is_cpu_adam(self.adam) else torch.tensor(float(step), device=flat.device)
+                for name, parameter in self._members(group):
+                    values = {key: lookup(name, key) for key in ("weight", *MOMENTS)}
+                    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.divides_weights):
+                        parameter.data.copy_(values["weight"])
+                    placed = self._piece(parameter)
+                    for key, value in values.items() if placed else ():
+                        offset, start, count = placed
+                        target = flat.data if key == "weight" else state[key]
+                        target.narrow(0, offset, count).copy_(value.flatten().narrow(0, start, count))
         if _is_cpu_adam(self.adam):
-            _replay_cpu_adam(self.adam, step)
+            _replay_cpu_adam(self.adam, step, len(self._flats()))
+
+    def close(self) -> None:
+        if self.offload_folder:
+            shutil.rmtree(self.offload_folder, ignore_errors=True)
+
+    def _flats(self) -> list[torch.Tensor]:
+        """This rank's flat fp32 partitions: one at stages 1 and 2, one for each `sub_group_size` elements at stage 3."""
+        return self.engine.optimizer.fp32_partitioned_groups_flat if self.divides_weights else self.adam.param_groups[0]["params"]
+
+    def _members(self, group: int) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of a flat partition, by name; the same on every rank."""
+        return [(name, parameter) for name, parameter in self.trained.items()
+                if not self.divides_weights or self._place_in_group(parameter)[0] == group]
+
+    def _place_in_group(self, parameter: nn.Parameter) -> tuple[int, int, int]:
+        """Stage 3: which flat partition holds this rank's piece of a parameter, from which element, and its length with padding."""
+        return self.engine.optimizer.grad_position[self.engine.optimizer.get_param_id(parameter)]
+
+    def _piece(self, parameter: nn.Parameter) -> tuple[int, int, int] | None:
+        """Where this rank's piece of a parameter begins in its flat partition, where in the parameter, and its length without padding."""
+        if self.divides_weights:
+            _, offset, length = self._place_in_group(parameter)
+            start = length * self.world.rank
+            count = min(length, parameter.ds_numel - start)
+            return (offset, start, count) if count > 0 else None
+        mapping = parameter._hp_mapping     # None where this rank holds nothing of it
+        if mapping is None:
+            return None
+        there, here = mapping.hp_fragment_address, mapping.lp_fragment_address
+        return there.start, here.start, here.numel
+
+    @contextmanager
+    def _at_hand(self, group: int, changed: bool) -> Iterator[None]:
+        """While inside, a flat partition and its moments are in memory: those that live on a disk are read, and written if `changed`."""
+        zero = self.engine.optimizer
+        on_disk = self.divides_weights and zero._swappable_optimizer_subgroup(group)
+        if on_disk:
+            zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if on_disk and changed:
+            zero._optimizer_states_and_gradient_swap_out(group)
+        elif on_disk:
+            zero._release_swap_buffers(group)
+
+    @contextmanager
+    def _gathered(self, value: torch.Tensor) -> Iterator[torch.Tensor]:
+        import deepspeed
+        with deepspeed.zero.GatheredParameters([value], enabled=self.divides_weights):
+            yield value
+
+
+def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
+    """What DeepSpeed is told: the run's JSON, the run's own batch size, precision and clipping, and a folder for what goes to a disk."""
+    settings = read_deepspeed_json(config.deepspeed)
+    sharding = settings["zero_optimization"]
+    for part in ("offload_optimizer", "offload_param"):
+        if _offload_device(sharding, part) == "nvme":
+            sharding[part].setdefault("nvme_path", str(_offload_folder(config)))
+    return {
+        **settings,
+        "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
+        # The loop accumulates and says where a step ends, since the last step of an epoch has fewer micro-batches: with 1
+        # DeepSpeed divides nothing by a number of accumulation steps that it believes in.
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": config.bf16},
+        "steps_per_print": 1 << 60}
+
+
+def _offload_folder(config: TrainConfig) -> Path:
+    """Where weights and moments go that live on a disk, unless the JSON names another place. Hidden: it is no part of a run."""
+    return Path(config.out).absolute() / ".offload"
+
+
+def _offload_device(sharding: dict[str, Any], part: str) -> str:
+    return (sharding.get(part) or {}).get("device") or "none"
+
+
+def _uses_disk(sharding: dict[str, Any]) -> bool:
+    return "nvme" in (_offload_device(sharding, "offload_optimizer"), _offload_device(sharding, "offload_param"))
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """What FSDP gathers at once: each layer of tower and language model, then all the rest."""
+    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    return [*layers, module]
+
+
+def _whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor with all of its elements; every rank must call it where it is divided among them."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _local(value: torch.Tensor) -> torch.Tensor:
+    """This rank's piece of a tensor."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _divided_like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, known to every rank, divided as `target` is; no rank is asked for it."""
+    if not isinstance(target, DTensor):
+        return value
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
+def _inputs(batch: Batch) -> tuple[torch.Tensor, ...]:
+    """What the module's forward takes of a batch."""
+    return batch.input_ids_BL, batch.frames_BTHWC, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N
 
 
 def adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -237,37 +384,35 @@ def set_learning_rate(optimizer, learning_rate: float) -> None:
 
 
 def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World):
-    """DeepSpeed's AdamW for weights that live in host memory. It is compiled at its first use on a machine, about a minute."""
-    from deepspeed.git_version_info import installed_ops
+    """DeepSpeed's AdamW for weights that live in host memory."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    if not installed_ops.get("cpu_adam"):
-        # Also where it is compiled already: a process that is killed while it loads the library leaves the lock, too.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            remove_stale_lock(build_folder("cpu_adam"))
-        if world.is_first and not any(root.glob("**/cpu_adam/cpu_adam.so")):
-            print("compiling DeepSpeed's CPU optimizer: once on this machine, about a minute", flush=True)
-    try:
-        return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
-                                weight_decay=config.weight_decay, adamw_mode=True)
-    except RuntimeError as error:
-        raise ValueError(f"deepspeed: its CPU optimizer could not be compiled ({error.__cause__ or error}): install a C++ compiler (g++) "
-                         "and ninja, or use a JSON without offload_optimizer, such as ds_configs/zero2.json") from error
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+    load_op(CPUAdamBuilder(), "DeepSpeed's CPU optimizer", _compiles(world, "cpu_adam"),
+            "install a C++ compiler (g++) and ninja, or use a JSON without offload_optimizer, such as ds_configs/zero2.json")
+    return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
+                            weight_decay=config.weight_decay, adamw_mode=True)
+
+
+def _compiles(world: World, op: str) -> bool:
+    """Whether this rank should say that an op is being compiled: not where DeepSpeed was installed with it."""
+    from deepspeed.git_version_info import installed_ops
+    return world.is_first and not installed_ops.get(op)
 
 
 def _is_cpu_adam(optimizer) -> bool:
     return hasattr(optimizer, "ds_opt_adam")
 
 
-def _replay_cpu_adam(adam, step: int) -> None:
+def _replay_cpu_adam(adam, step: int, parts: int) -> None:
     """Bring the powers of the betas inside DeepSpeed's C++ optimizer to where `step` updates would have brought them.
 
     It multiplies them up step by step, which in floating point differs from the power that a fresh object computes at `step`; without
-    this a resumed run differs from an uninterrupted one in the last bit. The updates go to a number that nobody reads.
+    this a resumed run differs from an uninterrupted one in the last bit. A step updates `parts` flat tensors one after the other, and
+    the object counts calls. The updates go to a number that nobody reads.
     """
     group = adam.param_groups[0]
     number, gradient, mean, variance = (torch.zeros(1) for _ in range(4))
-    for past in range(1, step + 1):
+    for past in (past for past in range(1, step + 1) for _ in range(parts)):
         adam.ds_opt_adam.adam_update(adam.opt_id, past, group["lr"], *group["betas"], group["eps"], group["weight_decay"],
                                      group["bias_correction"], number, gradient, mean, variance)
 
@@ -283,9 +428,3 @@ def _import_deepspeed():
     # A shared-memory all-reduce for inference on CPUs: never used in training, but compiled at every machine's first start.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

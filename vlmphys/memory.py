@@ -1,18 +1,14 @@
 """How many bytes a training run takes, and where: each formula once, from counts and sizes alone. No torch here, no look at a machine.
 
 What engine and optimizer allocate is exact up to alignment. What is an estimate says so: the passes' temporary tensors, the libraries' own
-memory, the slack of the device's allocator, ZeRO-3's gathered weights. `a` is the bytes of a number in the forward pass: 2 with bf16,
-else 4. T are trained parameters, P all of them without the image tower, N ranks.
+memory, the slack of the device's allocator, the gathered weights of ZeRO-3 and FSDP. `a` is the bytes of a number in the forward pass: 2
+with bf16, else 4. T are trained parameters, P all of them without the image tower, N ranks. What the formulas are about is in `cases`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from vlmphys.cases import GIB, Case
 
-from vlmphys.config import TrainConfig
-
-GIB = 1 << 30
 # Python, torch, transformers and what a first step adds (threads, compiled kernels), and DeepSpeed beside it, in one process: measured with
 # torch 2.13 for the CPU.
 LIBRARIES_CPU, DEEPSPEED = 560 << 20, 75 << 20
@@ -25,119 +21,9 @@ ALLOCATOR_SLACK = 0.05
 # The same of the C library's heap, beyond activations, measured on the tiny model at seven settings (within 8 % with it).
 HEAP_SLACK = 0.15
 SLACK, CONTEXT = "allocator's slack", "CUDA context"
-LOADED = 4                      # model.load_model loads in fp32, whatever the run's precision
+# NF4 with twice quantised scales, bytes a weight: 4 bits, a byte for each 64 weights, and an fp32 number for each 256 of those.
+FOUR_BITS = 0.5 + 1 / 64 + 4 / (64 * 256)
 CHECKPOINT_SHARD = 2 * GIB      # checkpoint.SHARD_BYTES
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """A Video-LLaVA in numbers: `parameters` by group, image tower left out, and the sizes that activations depend on."""
-
-    parameters: dict[str, int]
-    image_tower: int
-    text_config: Any        # the language model's own config, for tuning.expected_counts
-    trained: int            # T
-    largest_trained: int    # parameters of the largest trained tensor
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    queries: int            # width of all query heads
-    keys: int               # width of all key heads, and of all value heads
-    vocab: int
-    vision_hidden: int
-    vision_ffn: int
-    vision_layers: int
-    image_size: int         # pixels
-    tokens_per_frame: int
-
-    @property
-    def base(self) -> int:
-        """Parameters of the model as it is loaded for video: without image tower, without LoRA."""
-        return sum(self.parameters.values())
-
-    @property
-    def published(self) -> int:
-        """Parameters with both towers, as the model's authors count."""
-        return self.base + self.image_tower
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """What a DeepSpeed JSON says of where states lie; `stage` 0 stands for torch alone (`engine: plain`)."""
-
-    name: str
-    stage: int = 0
-    optimizer_on: str = "device"        # device | host | disk
-    parameters_on: str = "device"       # device | host | disk (stage 3 only)
-    pinned: bool = False                # host buffers are page-locked
-    bucket: int = 0                     # elements of a gradient bucket
-    buckets: int = 1
-    live: int = 0                       # elements gathered at one time (stage 3)
-    sub_group: int = 0                  # elements updated at one time (stage 3)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One run on one kind of machine. `tokens`, `supervised`: of the longest clip; `steps`: optimizer steps, None where not known."""
-
-    size: ModelSize
-    config: TrainConfig
-    sharding: Sharding
-    ranks: int
-    ranks_on_node: int
-    on_gpu: bool
-    tokens: int
-    supervised: int
-    frames: int
-    steps: int | None
-    clips: int | None = None        # train clips, None where not known
-
-    @property
-    def a(self) -> int:
-        """Bytes of a number in the forward pass."""
-        return 2 if self.config.bf16 else 4
-
-    @property
-    def lora(self) -> bool:
-        """Whether LoRA is added to the model."""
-        return self.config.tune == "lora"
-
-    @property
-    def total(self) -> int:
-        """P: parameters on the device, LoRA included."""
-        return self.size.base + (self.size.trained if self.lora else 0)
-
-    @property
-    def share(self) -> float:
-        """T over the number of ranks: trained parameters whose states one rank keeps under ZeRO."""
-        return self.size.trained / self.ranks
-
-    @property
-    def micro_batch(self) -> int:
-        """Clips in the largest micro-batch: no more than there are."""
-        wanted = self.config.per_device_train_batch_size
-        return wanted if self.clips is None else min(wanted, self.clips)
-
-    @property
-    def positions(self) -> int:
-        """Token positions of a micro-batch, padding included."""
-        return self.micro_batch * self.tokens
-
-
-def sharding_of(name: str, settings: dict[str, Any]) -> Sharding:
-    """What the JSON of a DeepSpeed engine comes to, with DeepSpeed's own defaults (0.19) for what it leaves out."""
-    zero = settings["zero_optimization"]
-    stage = zero["stage"]
-    place = {"none": "device", "cpu": "host", "nvme": "disk"}
-    optimizer, parameters = zero.get("offload_optimizer") or {}, zero.get("offload_param") or {}
-    overlap = zero.get("overlap_comm", stage == 3)
-    contiguous = zero.get("contiguous_gradients", True) or optimizer.get("device", "none") != "none"
-    return Sharding(
-        name=name, stage=stage, optimizer_on=place[optimizer.get("device", "none")], parameters_on=place[parameters.get("device", "none")],
-        pinned=bool(optimizer.get("pin_memory")), bucket=int(zero.get("reduce_bucket_size", 5e8)) if contiguous else 0,
-        buckets=2 if overlap and stage < 3 else 1, sub_group=int(zero.get("sub_group_size", 1e9)),
-        live=int(zero.get("stage3_max_live_parameters", 1e9)) + int(zero.get("stage3_prefetch_bucket_size", 5e7)) if stage == 3 else 0)
 
 
 def pinned_bytes(size: float) -> int:
@@ -150,9 +36,14 @@ def pinned_bytes(size: float) -> int:
 def weight_bytes(case: Case) -> int:
     """Weights that stay: a x P; P/N of them under ZeRO-3, none there where they are offloaded.
 
-    With torch alone the trained ones are fp32 masters, and autocast keeps a bf16 copy of each until the backward pass is over.
+    With torch alone the trained ones are fp32 masters, and autocast keeps a bf16 copy of each until the backward pass is over. FSDP: the
+    same masters and frozen weights, divided by N.
     """
     trained = case.size.trained
+    if case.sharding.fsdp:
+        return (case.a * (case.total - trained) + 4 * trained) // case.ranks
+    if case.packed:
+        return case.a * (case.total - case.packed) + int(FOUR_BITS * case.packed)
     if case.sharding.stage == 0:
         return case.a * (case.total - trained) + 4 * trained + (2 * trained if case.config.bf16 else 0)
     if case.sharding.stage == 3:
@@ -161,17 +52,29 @@ def weight_bytes(case: Case) -> int:
 
 
 def gathered_bytes(case: Case) -> int:
-    """ZeRO-3's whole copies of the weights in use, at most what the JSON lets live: an estimate."""
+    """Whole copies of weights that are in use: an estimate.
+
+    ZeRO-3: at most what the JSON lets live. FSDP: all that is no block of tower or language model, for the whole pass, and three blocks:
+    the one in use, the next one, and its message. 4 bits: one layer's weights as they are multiplied.
+    """
+    if case.sharding.fsdp:
+        blocks = case.layer * case.size.layers + case.size.parameters["vision tower"]
+        return case.a * (max(0, case.total - blocks) + 3 * case.layer)
+    if case.packed:
+        return case.a * case.size.hidden * case.size.ffn
     return case.a * min(case.total, case.sharding.live)
 
 
 def gradient_bytes(case: Case) -> int:
     """Gradients at the end of the backward pass.
 
-    torch alone: fp32, whole. ZeRO-1: in the forward pass's precision, whole. ZeRO-2 and 3: this rank's share, twice where several
-    micro-batches are added up; offloaded, none. And while they are reduced, the largest tensor's, twice.
+    torch alone: fp32, whole. FSDP: this rank's share in fp32, and two blocks' on their way. ZeRO-1: in the forward pass's precision, whole.
+    ZeRO-2 and 3: this rank's share, twice where several micro-batches are added up; offloaded, none. And while they are reduced, the
+    largest tensor's, twice.
     """
     trained, sharding = case.size.trained, case.sharding
+    if sharding.fsdp:
+        return int(4 * case.share) + 2 * (case.a + 4) * trained // case.size.layers
     if sharding.stage == 0:
         return 4 * trained
     in_flight = 2 * case.a * case.size.largest_trained
@@ -184,9 +87,11 @@ def gradient_bytes(case: Case) -> int:
 
 
 def update_bytes(case: Case) -> int:
-    """Gradients during the update: torch alone 4T, twice with several ranks (one flat message); ZeRO this rank's share, its flat copy
-    and, with bf16, its fp32 copy; ZeRO-3 the fp32 copy of one sub-group at a time; offloaded, none."""
+    """Gradients during the update: torch alone 4T, twice with several ranks (one flat message); FSDP 4T/N; ZeRO this rank's share, its flat
+    copy and, with bf16, its fp32 copy; ZeRO-3 the fp32 copy of one sub-group at a time; offloaded, none."""
     sharding, share = case.sharding, case.share
+    if sharding.fsdp:
+        return int(4 * share)
     if sharding.stage == 0:
         return 4 * case.size.trained * (2 if case.ranks > 1 else 1)
     if sharding.optimizer_on != "device":
@@ -197,7 +102,9 @@ def update_bytes(case: Case) -> int:
 
 
 def optimizer_bytes(case: Case) -> int:
-    """Adam's two moments, 8T, whole with torch alone; under ZeRO the fp32 masters too, 12T/N, unless they are offloaded."""
+    """Adam's two moments, 8T, whole with torch alone, 8T/N with FSDP; under ZeRO the fp32 masters too, 12T/N, unless they are offloaded."""
+    if case.sharding.fsdp:
+        return int(8 * case.share)
     if case.sharding.stage == 0:
         return 8 * case.size.trained
     return int(12 * case.share) if case.sharding.optimizer_on == "device" else 0
@@ -264,9 +171,15 @@ def device_phases(case: Case) -> dict[str, dict[str, int]]:
     # Tower and language model follow each other, and so do the head and the layers' own backward pass.
     working = max(tower_bytes(case), activation_bytes(case) + feature_bytes(case))
     phases = {
+        **starting_phase(case),
         "backward pass": {**states, "gradients": gradient_bytes(case), "communication": bucket_bytes(case), "activations": working,
                           "logits": logit_bytes(case)},
         "update": {**states, "gradients": update_bytes(case)}}
+    if case.config.eval_steps:
+        phases["validation"] = {**states, "activations": max(tower_bytes(case), validation_bytes(case))}
+    if case.config.turn_grad_norm_steps:
+        # A turn's gradients as they are added up, in fp32, and those of a micro-batch, beside what the step itself has.
+        phases["turn gradients"] = {**phases["backward pass"], "turn's own gradients": (4 + case.a) * case.size.trained}
     for parts in phases.values():
         if case.on_gpu:
             parts[SLACK] = int(ALLOCATOR_SLACK * sum(parts.values()))
@@ -274,6 +187,18 @@ def device_phases(case: Case) -> dict[str, dict[str, int]]:
         elif "activations" in parts:
             parts[SLACK] = int(HEAP_SLACK * (parts["activations"] + parts["logits"])) + heap_holes(case)
     return phases
+
+
+def starting_phase(case: Case) -> dict[str, dict[str, int]]:
+    """ZeRO-3 moves the whole model to the device before it divides it."""
+    return {"start": {"weights": case.a * case.total}} if case.sharding.stage == 3 else {}
+
+
+def validation_bytes(case: Case) -> int:
+    """A validation batch holds each clip twice, once for each verdict, and keeps one layer at a time and no graph: an estimate."""
+    size, a = case.size, case.a
+    layer = (8 + 4 * a) * size.hidden + a * (2 * size.queries + 2 * size.keys + 3 * size.ffn)
+    return 2 * case.config.per_device_eval_batch_size * case.tokens * layer
 
 
 def heap_holes(case: Case) -> int:
@@ -309,12 +234,24 @@ def offload_bytes(case: Case) -> dict[str, int]:
         parts["gradients"] = int(a * share)
     if sharding.parameters_on == "host":
         parts["weights"] = lock(a * case.total / case.ranks)
+    if sharding.parameters_on == "disk":
+        parts["weights"] = a * sharding.swapped
     return parts
 
 
 def loading_bytes(case: Case) -> int:
-    """The checkpoint as one rank holds it before it goes to the device: fp32, with the image tower, and LoRA."""
-    return LOADED * (case.total + case.size.image_tower)
+    """The checkpoint as one rank holds it before it goes to the device, with the image tower, and LoRA, which begins in fp32.
+
+    In 4 bits each tensor goes to the device as it is read: here the largest one.
+    """
+    if case.packed:
+        return 4 * case.size.vocab * case.size.hidden
+    return case.loaded * (case.size.base + case.size.image_tower) + (4 * case.size.trained if case.lora else 0)
+
+
+def model_bytes(case: Case) -> int:
+    """The model as it is written: all weights, or the adapter."""
+    return case.a * (case.size.trained if case.lora else case.total)
 
 
 def host_phases(case: Case) -> dict[str, dict[str, int]]:
@@ -330,10 +267,11 @@ def host_phases(case: Case) -> dict[str, dict[str, int]]:
         for phase, parts in device_phases(case).items():
             phases[phase] = add(steady, {part: size * ranks for part, size in parts.items()})
         steady = add(steady, {"weights": weight_bytes(case) * ranks, "optimizer states": optimizer_bytes(case) * ranks})
+    # The first rank alone gathers and writes.
     if checkpoints_kept(case):
         shard = min(CHECKPOINT_SHARD, 12 * case.size.trained) + 12 * case.size.largest_trained
         phases["writing a checkpoint"] = add(steady, {"file in the making": shard})
-    phases["writing the model"] = add(steady, {"file in the making": case.a * case.total * ranks})
+    phases["writing the model"] = add(steady, {"file in the making": model_bytes(case)})
     return phases
 
 
@@ -355,19 +293,22 @@ def without(phases: dict[str, dict[str, int]], names: tuple[str, ...]) -> dict[s
 # On disk
 
 def checkpoints_kept(case: Case) -> int:
-    """Checkpoints that stand side by side at worst: `save_total_limit` and the one being written, or as many as the run writes."""
+    """Checkpoints that stand side by side at worst: `save_total_limit`, the one being written and, with validation, the best one; or as
+    many as the run writes."""
     config = case.config
     if not config.save_steps:
         return 0
-    written = config.save_total_limit + 1 if case.steps is None else (case.steps - 1) // config.save_steps
-    return min(config.save_total_limit + 1, written)
+    most = config.save_total_limit + 1 + (1 if config.eval_steps else 0)
+    if case.steps is None:
+        return most
+    return min(most, sum((case.steps - 1) // every for every in (config.save_steps, config.eval_steps) if every))
 
 
 def disk_parts(case: Case) -> dict[str, int]:
     """Bytes of the run folder: checkpoints (fp32 weights and moments of what is trained, 12T each), the model or adapter at the end, and
     what is offloaded to disk."""
     parts = {"checkpoints": checkpoints_kept(case) * 12 * case.size.trained,
-             "model": case.a * (case.size.trained if case.lora else case.total)}
+             "model": model_bytes(case)}
     if case.sharding.optimizer_on == "disk":
         parts["offloaded states"] = 12 * case.size.trained
     if case.sharding.parameters_on == "disk":

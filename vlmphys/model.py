@@ -9,11 +9,12 @@ import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, VideoLlavaForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, VideoLlavaForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as hub_logging
 
@@ -23,6 +24,8 @@ TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny_base"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Module names that `tune: qlora` leaves in the run's precision; what is left are the linear layers of the language model's blocks.
+NOT_QUANTISED = ("lm_head", "model.video_tower", "model.image_tower", "model.multi_modal_projector")
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,10 @@ def tokenizer_sha256(tokenizer) -> str:
     return sha256_text(json.dumps(state, sort_keys=True))
 
 
-def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForConditionalGeneration:
-    """The model in `dtype` on the CPU, image tower dropped.
+def load_model(model: str, dtype: torch.dtype = torch.float32,
+               four_bit_on: torch.device | None = None) -> VideoLlavaForConditionalGeneration:
+    """The model in `dtype` on the CPU, image tower dropped. With `four_bit_on`, a CUDA device, it lies there, and the linear layers of the
+    language model's blocks are packed into 4 bits (`tune: qlora`).
 
     Raises ValueError where the weights' files are missing or damaged, or weights other than the image tower's are missing or of
     another shape.
@@ -122,7 +127,8 @@ def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForC
         with quiet_transformers():
             # Weights of another shape are refused below, by name; left to transformers they are a RuntimeError, as many other things are.
             network, info = VideoLlavaForConditionalGeneration.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+                **(four_bits(dtype, four_bit_on) if four_bit_on else {}))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model {model!r}: its weights cannot be read from {source} ({(str(error).splitlines() or [type(error).__name__])[0]}); "
                          f"{cure}") from error
@@ -135,6 +141,15 @@ def load_model(model: str, dtype: torch.dtype = torch.float32) -> VideoLlavaForC
     if missing:
         raise ValueError(f"model {model!r} lacks {len(missing)} weights, first {missing[0]!r}: the folder is incomplete or of another version")
     return drop_image_tower(network)
+
+
+def four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for NF4 with twice quantised scales, as QLoRA has it (Dettmers et al. 2023, section 3); arithmetic in
+    `dtype`. Towers, projector and head stay as they are: only the language model's blocks are quantised.
+    """
+    return {"device_map": {"": str(device)}, "quantization_config": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(NOT_QUANTISED))}
 
 
 @contextmanager

@@ -1,55 +1,30 @@
 """`vlmphys plan`: what a run will take, before anything is loaded, from the model's config alone; and what to change where it does not fit.
 
-The formulas are in `memory`; here are the facts that go into them, the search for what fits, and `check_fits` for training itself.
+The formulas are in `memory` and `duration`; here are the facts that go into them, the search for what fits, and `check_fits` for training
+itself.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean
 from typing import Any
 
 from vlmphys import memory
-from vlmphys.config import FIELDS, TrainConfig, read_back, read_deepspeed_json
+from vlmphys.cases import GIB, Case, Data, Machine, ModelSize, Sharding, sharding_of
+from vlmphys.config import FIELDS, TrainConfig, read_deepspeed_json
 from vlmphys.doctor import free_disk, gpus_here, host_memory
-from vlmphys.files import read_json
-from vlmphys.memory import GIB, Case, ModelSize, Sharding, sharding_of
+from vlmphys.duration import assumed_time, time_of
 
 REPOSITORY = Path(__file__).parents[1]
 # Tokens of a clip beside its video, and how many of them are supervised, where nothing is packed: a long four-turn dialogue.
 ASSUMED_TEXT, ASSUMED_SUPERVISED = 850, 300
-# What decides how fast a run goes; a throughput measured with other values says nothing of this one.
-SPEED_KEYS = ("model", "variant", "tune", "tune_o_proj", "lora_r", "bf16", "gradient_checkpointing", "per_device_train_batch_size",
-              "gradient_accumulation_steps", "engine", "deepspeed")
 # Tried in this order where nothing fits, each with all before it.
 CHANGES = ({}, {"gradient_checkpointing": True}, {"bf16": True}, {"tune": "lora"}, {"lora_r": 32}, {"lora_r": 8})
 PLACES = ("device", "host", "disk")
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run may use, in bytes: `gpu` of one card (None: no GPU, all is in host memory), `host` and `disk` of one machine."""
-
-    gpus: int
-    gpu: int | None
-    host: int
-    disk: int | None        # None: not looked at
-    described: str
-
-
-@dataclass(frozen=True)
-class Data:
-    """What of the packed data decides memory and time. Where nothing is packed: no clips, and assumed lengths."""
-
-    clips: list[str] | None
-    tokens: int             # of the longest dialogue, video span included
-    supervised: int         # most in one dialogue
-    frames: int
-    described: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +49,10 @@ class Estimate:
         need = sum(self.disk.values())
         if machine.disk is not None and need > machine.disk:
             found.append(f"{gib(machine.disk)} are free on the disk of {self.case.config.out}, checkpoints and model need {gib(need)}")
+        if self.case.config.tune == "qlora" and machine.gpu is None:
+            found.append("tune is 'qlora', whose 4-bit weights need a CUDA GPU")
+        elif self.case.config.tune == "qlora" and self.case.sharding.stage not in (1, 2):
+            found.append("tune is 'qlora', which works with ZeRO-1 and ZeRO-2 alone")
         return found
 
 
@@ -123,7 +102,7 @@ def trained_by_group(size: ModelSize, config: TrainConfig) -> dict[str, int]:
 
 def tuned_size(size: ModelSize, config: TrainConfig) -> ModelSize:
     """The same model, tuned as `config` says."""
-    rows = config.lora_r if config.tune == "lora" else size.hidden
+    rows = size.hidden if config.tune == "full" else config.lora_r
     return replace(size, trained=sum(trained_by_group(size, config).values()), largest_trained=rows * max(size.ffn, size.queries))
 
 
@@ -142,7 +121,8 @@ def read_data(folder: str | Path, config: TrainConfig, size: ModelSize) -> Data:
     rows = [packed.dialogues.row(clip_id, config.variant) for clip_id in clips]
     lengths, supervised = [len(row.input_ids) for row in rows], [int(np.count_nonzero(row.turn)) for row in rows]
     return Data(clips, max(lengths), max(supervised), packed.frames.meta["frames"],
-                f"{folder}: {len(clips)} train clips of at most {max(lengths)} tokens, {max(supervised)} of them supervised")
+                f"{folder}: {len(clips)} train clips of at most {max(lengths)} tokens, {max(supervised)} of them supervised",
+                (mean(lengths), mean(length ** 2 for length in lengths), mean(supervised)))
 
 
 def assumed_data(config: TrainConfig, size: ModelSize, hf) -> Data:
@@ -174,7 +154,7 @@ def machine_of(config: TrainConfig, gpu_gib: float | None = None, host_gib: floa
     if not here:
         return Machine(0, None, host, disk, f"no GPU, {of_host}")
     free, count = min(gpu.free for gpu in here), gpus or len(here)
-    return Machine(count, free, host, disk, f"{count} x {here[0].name} with {gib(free)} free, {of_host}")
+    return Machine(count, free, host, disk, f"{count} x {here[0].name} with {gib(free)} free, {of_host}", here[0].name)
 
 
 def shipped_shardings(config: TrainConfig) -> tuple[list[Sharding], list[str]]:
@@ -195,16 +175,13 @@ def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, 
             on_node: int | None = None) -> Case:
     """The config on the machine, one rank a card where `ranks` does not say otherwise."""
     ranks = ranks or max(1, machine.gpus)
-    sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed)) if config.deepspeed else Sharding("plain")
+    sharding = Sharding(config.engine, fsdp=config.engine == "fsdp")
+    if config.deepspeed:
+        sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed))
     clips = len(data.clips) if data.clips else None
     case = Case(size=size, config=config, sharding=sharding, ranks=ranks, ranks_on_node=on_node or ranks, on_gpu=machine.gpu is not None,
                 tokens=data.tokens, supervised=data.supervised, frames=data.frames, steps=None, clips=clips)
     return replace(case, steps=steps_of(case, data))
-
-
-def global_batch(case: Case) -> int:
-    """Clips of an optimizer step."""
-    return case.config.per_device_train_batch_size * case.config.gradient_accumulation_steps * case.ranks
 
 
 def steps_of(case: Case, data: Data) -> int | None:
@@ -213,7 +190,7 @@ def steps_of(case: Case, data: Data) -> int | None:
     config = case.config
     if data.clips is None:
         return config.max_steps if config.max_steps > 0 else None
-    return ClipOrder(data.clips, global_batch(case), config.seed).total_steps(config.num_train_epochs, config.max_steps)
+    return ClipOrder(data.clips, case.global_batch, config.seed).total_steps(config.num_train_epochs, config.max_steps)
 
 
 def estimate(case: Case) -> Estimate:
@@ -222,19 +199,20 @@ def estimate(case: Case) -> Estimate:
 
 
 def options(case: Case, machine: Machine, shardings: list[Sharding]) -> list[Estimate]:
-    """For each JSON the largest micro-batch that fits with the same global batch, or micro-batch 1 where none does; best first.
+    """For each JSON, and for FSDP where there are several ranks, the largest micro-batch that fits with the same global batch, or
+    micro-batch 1 where none does; best first.
 
-    Best is what moves least to host memory and disk, then the larger micro-batch, then the lower ZeRO stage.
+    Best is what moves least to host memory and disk, then the larger micro-batch, then the lower ZeRO stage, FSDP last.
     """
     found = []
-    for sharding in shardings:
-        config = replace(case.config, engine="deepspeed", deepspeed=sharding.name)
-        found.append(largest_micro_batch(replace(case, sharding=sharding, config=config), machine))
+    for sharding in (*shardings, *([Sharding("fsdp", fsdp=True)] if case.ranks > 1 else [])):
+        engine = {"engine": "fsdp", "deepspeed": None} if sharding.fsdp else {"engine": "deepspeed", "deepspeed": sharding.name}
+        found.append(largest_micro_batch(replace(case, sharding=sharding, config=replace(case.config, **engine)), machine))
 
     def rank(one: Estimate) -> tuple[int, ...]:
         sharding = one.case.sharding
         return (len(one.shortages(machine)), PLACES.index(sharding.optimizer_on), PLACES.index(sharding.parameters_on),
-                -one.case.config.per_device_train_batch_size, sharding.stage)
+                -one.case.config.per_device_train_batch_size, sharding.fsdp, sharding.stage)
     return sorted(found, key=rank)
 
 
@@ -250,7 +228,8 @@ def largest_micro_batch(case: Case, machine: Machine) -> Estimate:
 
 
 def changed_until_it_fits(case: Case, machine: Machine, shardings: list[Sharding]) -> tuple[Estimate, bool]:
-    """The first of `CHANGES` with which some JSON and micro-batch fit, and True; else the least demanding one, and False."""
+    """The first of `CHANGES` with which some micro-batch fits, with the run's own engine and JSON or else with another, and True; else the
+    least demanding one, and False."""
     changes = list(CHANGES)
     if any("on the disk" in text for text in estimate(case).shortages(machine)):
         changes.insert(0, {"save_total_limit": 1})
@@ -260,7 +239,9 @@ def changed_until_it_fits(case: Case, machine: Machine, shardings: list[Sharding
             continue
         config = replace(case.config, **change)
         case = replace(case, config=config, size=tuned_size(case.size, config))
-        tried += options(case, machine, shardings) or [largest_micro_batch(case, machine)]
+        tried += [largest_micro_batch(case, machine)]
+        if tried[-1].shortages(machine):
+            tried += options(case, machine, shardings)
         fitting = [one for one in tried if not one.shortages(machine)]
         if fitting:
             return fitting[0], True
@@ -270,58 +251,19 @@ def changed_until_it_fits(case: Case, machine: Machine, shardings: list[Sharding
 def as_settings(old: TrainConfig, new: TrainConfig) -> str:
     """What differs, as `--set` takes it."""
     def text(value: Any) -> str:
-        return str(value).lower() if isinstance(value, bool) else str(value)
-    changed = [name for name in FIELDS if getattr(old, name) != getattr(new, name) and name != "engine"]
+        return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+    changed = [name for name in FIELDS if getattr(old, name) != getattr(new, name)]
     return " ".join(f"{name}={text(getattr(new, name))}" for name in changed)
-
-
-# Time
-
-def measured_speed(run: str | Path, case: Case) -> tuple[float | None, str]:
-    """Samples per second of an earlier run (the median of its rows, the first one left out), or None with the reason why they do not apply.
-
-    Raises ValueError where the folder is no run folder or its metrics cannot be read.
-    """
-    run = Path(run)
-    if not (run / "config.yaml").is_file() or not (run / "metrics.jsonl").is_file():
-        raise ValueError(f"--run {run}: no run folder with config.yaml and metrics.jsonl; give the --out of launch/train.py")
-    earlier, ranks = read_back(run / "config.yaml"), read_json(run / "env.json", "the run folder is incomplete").get("ranks")
-    other = [f"{key} ({getattr(earlier, key)} there, {getattr(case.config, key)} here)" for key in SPEED_KEYS
-             if getattr(earlier, key) != getattr(case.config, key)]
-    other += [f"ranks ({ranks} there, {case.ranks} here)"] if ranks != case.ranks else []
-    if other:
-        return None, f"{run} ran with other settings: {'; '.join(other)}"
-    speeds = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            speeds.append(float(json.loads(line)["samples_per_second"]))
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"--run {run}: a row of metrics.jsonl has no samples_per_second: {line[:60]!r}") from None
-    if not speeds:
-        return None, f"{run} has no row in its metrics.jsonl yet"
-    return median(speeds[1:] or speeds), f"the speed of {run}, if this machine is the same"
-
-
-def time_of(case: Case, data: Data, run: str | Path | None) -> dict[str, Any]:
-    """Seconds of training, or null and the reason."""
-    if run is None:
-        reason = "no speed is known: give an earlier run of the same settings with --run"
-        return {"seconds": None, "samples_per_second": None, "reason": reason}
-    speed, reason = measured_speed(run, case)
-    if speed is None or case.steps is None:
-        reason = reason if speed is None else "the number of steps is not known: give --data"
-        return {"seconds": None, "samples_per_second": speed, "reason": reason}
-    config = case.config
-    samples = case.steps * global_batch(case) if config.max_steps > 0 or data.clips is None else len(data.clips) * config.num_train_epochs
-    return {"seconds": round(samples / speed, 1), "samples_per_second": speed, "reason": reason}
 
 
 # Answers
 
-def make_plan(config: TrainConfig, machine: Machine, data_folder: str | None = None, run: str | None = None) -> dict[str, Any]:
+def make_plan(config: TrainConfig, machine: Machine, data_folder: str | None = None, run: str | None = None,
+              only_batch: bool = False) -> dict[str, Any]:
     """Everything that `vlmphys plan` says, as plain values: sizes in bytes, undefined figures null with a reason.
 
-    `data_folder`: packed data, else that of the config where it exists. `run`: an earlier run, for the time. ValueError for bad input.
+    `data_folder`: packed data, else that of the config where it exists. `run`: an earlier run, for the time. `only_batch`: where the run
+    does not fit, only another micro-batch of the same global batch is looked for. ValueError for bad input.
     """
     from vlmphys.model import load_config
     hf = load_config(config.model)
@@ -336,10 +278,16 @@ def make_plan(config: TrainConfig, machine: Machine, data_folder: str | None = N
         "parameters": {"groups": size.parameters, "trained": trained_by_group(size, config), "trained_total": size.trained,
                        "total": case.total, "image_tower": size.image_tower, "published_total": size.published},
         "steps": case.steps, "steps_reason": None if case.steps else "nothing is packed: give --data, or max_steps in the config",
-        "global_batch": global_batch(case), "time": time_of(case, data, run),
+        "global_batch": case.global_batch, "time": {**time_of(case, data, run), "assumed": assumed_time(case, data, machine, hf)},
         "as_given": as_values(given, machine, config), "fits": not given.shortages(machine),
         "options": [as_values(one, machine, config) for one in options(case, machine, shardings)], "refused_files": refused}
-    best, fits = (given, True) if plan["fits"] else changed_until_it_fits(case, machine, shardings)
+    if plan["fits"]:
+        best, fits = given, True
+    elif only_batch:
+        best = largest_micro_batch(case, machine)
+        fits = not best.shortages(machine)
+    else:
+        best, fits = changed_until_it_fits(case, machine, shardings)
     return {**plan, "fitting" if fits else "least": as_values(best, machine, config), "least" if fits else "fitting": None}
 
 
@@ -359,7 +307,7 @@ def check_fits(config: TrainConfig) -> None:
     Every rank is to call it before it connects: until then no rank has loaded anything, so all of them find the same memory free. How many
     ranks there are is what the launcher's environment says.
     """
-    if getattr(config, "force", False):
+    if config.force:
         return
     ranks, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     on_node = int(local or ranks)
@@ -377,8 +325,7 @@ def check_fits(config: TrainConfig) -> None:
     cure = f"this fits: --set {as_settings(config, best.case.config)}" if fits else (
         f"no change of its settings helps; the least is --set {as_settings(config, best.case.config)}, and even then "
         f"{'; '.join(best.shortages(machine))}")
-    force = "; to start it all the same: --set force=true" if "force" in FIELDS else ""
-    raise ValueError(f"this run does not fit this machine: {'; '.join(shortages)}; {cure}{force}")
+    raise ValueError(f"this run does not fit this machine: {'; '.join(shortages)}; {cure}; to start it all the same: --set force=true")
 
 
 def resident_bytes() -> int:

@@ -10,7 +10,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,6 +21,10 @@ from vlmphys.records import Verdict, sha256_file
 
 LABEL_WORDS = {"0": 0, "0.0": 0, "normal": 0, "false": 0, "1": 1, "1.0": 1, "anomalous": 1, "true": 1}
 MISSING_SCORES = ("", "nan", "none", "null")
+# Where labels beside the rows' own come from, as messages name it.
+OWN, LABELS_FILE, PACKED = "its row", "the --labels file", "--data"
+# What other programs and spreadsheets put between fields; only commas are read.
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 class Grounding(str, Enum):
@@ -199,20 +203,21 @@ class Predictions:
         return len(self.clip_ids)
 
 
-def read_predictions(path: Path, labels: dict[str, int] | None = None) -> Predictions:
+def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_labels: dict[str, int] | None = None) -> Predictions:
     """Read a JSONL or CSV file with `clip_id, label, score`, from any program; our own columns are used where they are there.
 
     The category is the first part of the clip id and the state the one before the last, where the file has no such column.
-    `labels` (of `read_labels`) stand in for the column. Raises ValueError with file and line for a row without clip id,
-    label or score column, a score that is no number, or a clip that stands there twice. A score that is empty, null or NaN
-    is missing, not 0.
+    `labels` (of `read_labels`) stand in for the column, and then those of the packed data. Raises ValueError with file and line for a
+    row without clip id, label or score column, a label that another source contradicts, a score that is no number, or a clip that
+    stands there twice. A score that is empty, null or NaN is missing, not 0.
     """
     path = Path(path)
+    sources = {name: found for name, found in ((LABELS_FILE, labels), (PACKED, packed_labels)) if found is not None}
     clip_ids, categories, states, explanations = [], [], [], []
     label_list, score_list, verdict_list = [], [], []
     lines: dict[str, int] = {}
     constants: dict[str, set] = {key: set() for key in ("model", "variant", "grounding", "data_fingerprint")}
-    for number, row in _rows(path):
+    for number, row in _rows(path, ("clip_id", "score")):
         clip_id = _clip_id(row, path, number)
         if clip_id in lines:
             raise ValueError(f"{path}:{number}: clip {clip_id!r} stands already in line {lines[clip_id]}: give each clip one row")
@@ -221,7 +226,7 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None) -> Predic
         clip_ids.append(clip_id)
         categories.append(str(row.get("category") or parts[0]))
         states.append(str(row.get("state") or (parts[-2] if len(parts) > 2 else "")))
-        label_list.append(_label(row, path, number, labels, clip_id))
+        label_list.append(_label(row, path, number, sources, clip_id))
         score_list.append(_score(row, path, number))
         verdict_list.append(_verdict(row, path, number))
         explanations.append(row.get("explanation"))
@@ -230,7 +235,8 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None) -> Predic
     if not clip_ids:
         raise ValueError(f"{path} holds no predictions: one row a clip is expected, with clip_id, label, score")
     if not any("/" in clip_id for clip_id in clip_ids[:1000]) and len(set(categories)) == len(categories) > 1:
-        raise ValueError(f"{path}: the clips have no category: add a category column, or clip ids such as 'fan/test/stuck/0003'")
+        raise ValueError(f"{path}: the clips have no category: add a category column, or clip ids that begin with it, such as "
+                         "'fan/test/stuck/0003'")
     has_verdicts = any(verdict is not None for verdict in verdict_list)
     return Predictions(
         path=path, sha256=sha256_file(path), clip_ids=clip_ids, categories=categories, states=states,
@@ -246,9 +252,9 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None) -> Predic
 def read_labels(path: Path) -> dict[str, int]:
     """Labels by clip id from a JSONL or CSV file with `clip_id, label`. Raises ValueError as `read_predictions` does."""
     found: dict[str, int] = {}
-    for number, row in _rows(Path(path)):
+    for number, row in _rows(Path(path), ("clip_id", "label")):
         clip_id = _clip_id(row, path, number)
-        label = _label(row, path, number, None, clip_id)
+        label = _label(row, path, number, {}, clip_id)
         if found.setdefault(clip_id, label) != label:
             raise ValueError(f"{path}:{number}: clip {clip_id!r} has two labels: give each clip one")
     if not found:
@@ -256,14 +262,15 @@ def read_labels(path: Path) -> dict[str, int]:
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number and row of a CSV (by its suffix) or JSONL file."""
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    """Line number and row of a CSV (by its suffix) or JSONL file; the header of a CSV must have these columns."""
     if not path.is_file():
         raise ValueError(f"no such predictions file: {path}")
     try:
         if path.suffix.lower() == ".csv":
             with open(path, newline="", encoding="utf-8-sig") as stream:
                 reader = csv.DictReader(stream)
+                _check_header(reader.fieldnames or [], columns, path)
                 for row in reader:
                     if None in row or None in row.values():
                         raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header")
@@ -279,6 +286,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
                          "or give the rows as JSONL") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
+
+
+def _check_header(header: Sequence[str], columns: tuple[str, ...], path: Path) -> None:
+    """Raise ValueError where a CSV lacks a column that every row needs, saying what it has and what seems to part its fields."""
+    absent = [column for column in columns if column not in header]
+    if not header or not absent:
+        return
+    other = next((sign for sign in OTHER_SEPARATORS if len(header) == 1 and sign in header[0]), None)
+    found = [name.strip() for name in header[0].split(other)] if other else header
+    cure = f"name the columns in its first line, at least {', '.join(columns)}"
+    if other:
+        cure = f"its fields seem to be parted by {OTHER_SEPARATORS[other]}: save it with commas between fields and points in numbers"
+    named = ", ".join(name if len(name) < 40 else f"{name[:40]}..." for name in found[:12]) + (", ..." if len(found) > 12 else "")
+    raise ValueError(f"{path}:1: the header has no column {' and no column '.join(absent)}; it has: {named}; {cure}")
 
 
 def _json_object(line: bytes, path: Path, number: int) -> dict:
@@ -298,20 +319,24 @@ def _clip_id(row: dict, path: Path, number: int) -> str:
     return clip_id
 
 
-def _label(row: dict, path: Path, number: int, labels: dict[str, int] | None, clip_id: str) -> int:
+def _label(row: dict, path: Path, number: int, sources: dict[str, dict[str, int]], clip_id: str) -> int:
+    """The row's own label, else that of the first source that knows the clip; ValueError where two of them contradict each other."""
     stored = row.get("label")
     own = None if stored is None or stored == "" else LABEL_WORDS.get(str(stored).strip().lower())
     if own is None and stored is not None and stored != "":
         raise ValueError(f"{path}:{number}: label {stored!r} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
-    given = labels.get(clip_id) if labels is not None else None
-    if own is None and given is None:
-        cure = "it is not in the --labels file either"
-        if labels is None:
-            cure = "add a label column (0 normal, 1 anomalous), or give --labels FILE"
+    known = [(OWN, own)] if own is not None else []
+    known += [(name, found[clip_id]) for name, found in sources.items() if clip_id in found]
+    if not known:
+        cure = f"it is not in {' or '.join(sources)} either"
+        if not sources:
+            cure = "add a label column (0 normal, 1 anomalous), give --labels FILE, or --data FOLDER where its clips are packed"
         raise ValueError(f"{path}:{number}: clip {clip_id!r} has no label: {cure}")
-    if own is not None and given is not None and own != given:
-        raise ValueError(f"{path}:{number}: clip {clip_id!r} has label {own}, the --labels file says {given}: correct one of them")
-    return own if own is not None else given
+    for name, label in known[1:]:
+        if label != known[0][1]:
+            raise ValueError(f"{path}:{number}: clip {clip_id!r} has label {known[0][1]} by {known[0][0]}, {name} says {label}: "
+                             "correct one of them")
+    return known[0][1]
 
 
 def _score(row: dict, path: Path, number: int) -> float:

@@ -52,7 +52,10 @@ class Prior:
         """The texts of a state; the folder `train` holds clips of the state `anomaly_free`. ValueError for a state without texts."""
         key = NORMAL_STATE if state in NORMAL_STATES else state
         if key not in self.states:
-            where = f" (add it to {self.source})" if self.source else ""
+            shipped = self.source and Path(self.source).parent == PRIORS_FOLDER
+            cure = f"copy {self.source} into a folder of yours, add it there and give that with --priors" if shipped else \
+                f"add it to {self.source}"
+            where = f" ({cure})" if self.source else ""
             raise ValueError(f"category {self.category!r} has no texts for the state {state!r}{_nearest(state, self.states)}; "
                              f"it has: {', '.join(self.states)}{where}")
         return self.states[key]
@@ -74,7 +77,7 @@ def load_priors(categories: Iterable[str], extra_dir: Path | str | None = None) 
     if unknown:
         listed = "; ".join(f"{category!r}{_nearest(category, files)}" for category in unknown)
         raise ValueError(f"no prior for the category {listed}. Known: {', '.join(sorted(files))}. "
-                         "To add a category, put <category>.yaml into a folder and give that folder")
+                         "To add a category, put <category>.yaml into a folder and give that folder with --priors DIR")
     return {category: read_prior(files[category]) for category in wanted}
 
 
@@ -139,7 +142,7 @@ def read_prior(path: Path | str) -> Prior:
 def lint(prior: Prior) -> list[str]:
     """Problems that do not stop a file from loading but spoil an experiment; an empty list where there is none.
 
-    A verdict or an anomaly's name in what the model reads before its verdict, texts that stand twice, fewer than five texts a state.
+    A verdict or an anomaly's name in what the model reads before its verdict, and texts that stand twice.
     """
     problems = []
     anomalies = [state for state in prior.states if state not in NORMAL_STATES]
@@ -147,12 +150,14 @@ def lint(prior: Prior) -> list[str]:
     before_verdict += [(f"questions.{part}", question) for part in PARTS for question in prior.questions.get(part, ())]
     for where, text in before_verdict:
         problems += [f"{prior.category}: {where} names {leak!r} before the verdict: {text!r}" for leak in leaks(text, anomalies)]
-    for state, texts in prior.states.items():
-        for kind in KINDS:
-            count = len(getattr(texts, kind))
-            if count < TEXTS_PER_STATE:
-                problems.append(f"{prior.category}: states.{state}.{kind} has {count} texts, {TEXTS_PER_STATE} or more are expected")
     return problems + duplicates({prior.category: prior})
+
+
+def few_texts(prior: Prior) -> list[str]:
+    """A sentence for each list of a state that holds fewer texts than are wanted: it works, with less variety."""
+    counts = ((state, kind, len(getattr(texts, kind))) for state, texts in prior.states.items() for kind in KINDS)
+    return [f"{prior.category}: states.{state}.{kind} has {count} of the {TEXTS_PER_STATE} or more texts that are wanted"
+            for state, kind, count in counts if count < TEXTS_PER_STATE]
 
 
 def leaks(text: str, anomalies: Iterable[str]) -> list[str]:
@@ -194,6 +199,8 @@ def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
     files = {path.stem: path for path in sorted(PRIORS_FOLDER.glob("*.yaml"))}
     if extra_dir is not None:
         folder = Path(extra_dir).expanduser()
+        if folder.is_file():
+            raise ValueError(f"priors folder {folder} is a file: give its folder, {folder.parent}")
         if not folder.is_dir():
             raise ValueError(f"priors folder {folder} does not exist: give a folder that holds <category>.yaml files")
         files.update({path.stem: path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])})
@@ -248,10 +255,23 @@ def _text(node: yaml.Node, where: str, problems: list[str]) -> str:
     text = node.value.strip()
     if not text:
         problems.append(f"{where} (line {line}) is empty")
+    elif not _is_sentence(text):
+        problems.append(f"{where} (line {line}): {text!r} does not begin with a capital or digit and end in . ! or ?: does it need quotes? "
+                        "In [...] a comma that is not in quotes begins another text")
     control = CONTROL_PATTERN.search(text)
     if control:
         problems.append(f"{where} (line {line}) holds {control.group(0)!r}, which belongs to the dialogue's format: leave it out")
     return text
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether a text begins and ends as a sentence does; a piece of one that YAML has cut at a comma does not.
+
+    Scripts without capitals pass, and so do quotes and brackets around it, and a question that begins with its {category}.
+    """
+    bare = text.strip("\"'“”‘’«»()[] ")
+    first = bare[:1]
+    return (first.isalnum() and not first.islower() or first == "{") and bare.endswith((".", "!", "?", "。", "！", "？"))
 
 
 def _texts(node: yaml.Node, where: str, problems: list[str]) -> tuple[str, ...]:

@@ -22,13 +22,15 @@ from PIL import Image
 from vlmphys.charts import histogram_svg, roc_svg
 from vlmphys.predictions import Predictions
 from vlmphys.records import MAX_TURNS, NORMAL_STATES
-from vlmphys.tables import COLUMN_HELP, COLUMNS, figure_text, notes, table_rows
+from vlmphys.tables import COLUMN_HELP, COLUMNS, covered, figure_text, notes, table_rows
 
 HERE = Path(__file__).parent
 STRIP_FRAME_PIXELS = 112
 JPEG_QUALITY = 80
 # What is measured while training, in the order of metrics.jsonl's columns.
-LOSSES = {"loss": "all tokens", **{f"loss_turn_{turn}": f"turn {turn}" for turn in range(1, MAX_TURNS + 1)}, "verdict_loss": "verdict"}
+ONLY_TURN = "loss_only_turn"
+LOSSES = {"loss": "all tokens", **{f"loss_turn_{turn}": f"turn {turn}" for turn in range(1, MAX_TURNS + 1)},
+          ONLY_TURN: "verdict turn (only turn)", "verdict_loss": "verdict"}
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,27 @@ def _head(runs: Mapping[str, dict]) -> str:
         average = scores["average"]
         interval = average["reasons"].get("auroc") or "95 % interval {:.3f} to {:.3f}".format(*average["auroc_ci95"])
         model = " · ".join(escape(str(scores[key])) for key in ("variant", "model") if scores[key])
+        over = f"{covered(average, 'auroc')} of {average['n_categories']}"
+        if covered(average, "auroc") == average["n_categories"]:
+            over = str(average["n_categories"])
         boxes.append(f'<div class="box run{number % 6}"><span class="soft">{escape(name)}</span><b>{figure_text(average, "auroc")}</b>'
-                     f'<div class="small">mean AUROC over {average["n_categories"]} categories</div>'
+                     f'<div class="small">mean AUROC over {over} {"category" if over == "1" else "categories"}</div>'
                      f'<div class="small soft">{escape(interval)}</div>'
                      f'<div class="small soft">{model}</div></div>')
-    return (f'<header><h1>Does it move as it should?</h1><p class="soft">{first["n"]:,} clips, {first["n_anomalous"]:,} of them anomalous, '
-            f'in {len(first["per_category"])} categories{protocol}</p><div class="heads">{"".join(boxes)}</div></header>\n<main>')
+    n, anomalous = (" / ".join(dict.fromkeys(f"{scores[key]:,}" for scores in runs.values())) for key in ("n", "n_anomalous"))
+    categories = len({name for scores in runs.values() for name in scores["per_category"]})
+    return (f'<header><h1>Does it move as it should?</h1><p class="soft">{n} clips, {anomalous} of them anomalous, in {categories} '
+            f'{"category" if categories == 1 else "categories"}{protocol}</p><div class="heads">{"".join(boxes)}</div></header>\n<main>')
 
 
 def _warning_box(runs: Mapping[str, dict]) -> str:
-    found = [(f"{name}: " if len(runs) > 1 else "") + warning for name, scores in runs.items() for warning in scores["warnings"]]
-    if not found:
+    of_run: dict[str, list[str]] = {}
+    for name, scores in runs.items():
+        for warning in scores["warnings"]:
+            of_run.setdefault(warning, []).append(name)
+    if not of_run:
         return ""
+    found = [warning if len(names) == len(runs) else f"{', '.join(names)}: {warning}" for warning, names in of_run.items()]
     return f'<div class="box warnings"><ul>{"".join(f"<li>{escape(warning)}</li>" for warning in found)}</ul></div>'
 
 
@@ -165,7 +176,7 @@ def _score_table(runs: Mapping[str, dict]) -> str:
                 interval = record["auroc_ci95"] if record and alone and key == "auroc" else None
                 note = f'<span class="interval">{interval[0]:.3f}–{interval[1]:.3f}</span>' if interval else ""
                 cells.append(f'<td{" class=first" if key == "auroc" else ""}{f" title={chr(34)}{reason}{chr(34)}" if reason else ""}>'
-                             f'{figure_text(record, key)}{note}</td>')
+                             f'{row.text(name, key)}{note}</td>')
         lines.append(f'<tr{" class=mean" if row.is_mean else ""}><th scope="row">{escape(row.label)}</th><td>{row.count("n")}</td>'
                      f'<td>{row.count("n_anomalous")}</td>{"".join(cells)}</tr>')
     caption = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
@@ -179,6 +190,7 @@ def _score_table(runs: Mapping[str, dict]) -> str:
 def _loss_table(losses: Mapping[str, dict]) -> str:
     if not losses:
         return ""
+    losses = {name: _with_only_turn(row) for name, row in losses.items()}
     keys = [key for key in LOSSES if any(row.get(key) is not None for row in losses.values())]
     lines = [f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(row.get("step", "–")))}</td>'
              + "".join(f"<td>{row[key]:.4f}</td>" if isinstance(row.get(key), (int, float)) else "<td>–</td>" for key in keys) + "</tr>"
@@ -187,6 +199,13 @@ def _loss_table(losses: Mapping[str, dict]) -> str:
             'over the last logged window; for the verdict, of a whole verdict (chance between two: 0.693).</caption>'
             '<thead><tr><th>run</th><th>step</th>'
             + "".join(f"<th>{LOSSES[key]}</th>" for key in keys) + f'</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
+
+
+def _with_only_turn(row: dict) -> dict:
+    """The row of a variant with one answer, whose first turn is the verdict's own, moved out of the column of the others' first turns."""
+    if any(row.get(f"loss_turn_{turn}") is not None for turn in range(2, MAX_TURNS + 1)):
+        return row
+    return {**row, "loss_turn_1": None, ONLY_TURN: row.get("loss_turn_1")}
 
 
 def _panels(runs: Mapping[str, dict], predictions: Mapping[str, Predictions]) -> str:
@@ -224,7 +243,8 @@ def _clips(picks: list[Pick], runs, predictions, frames, reference_of) -> str:
     held = set(frames.clip_ids) if frames is not None else set()
     cards = "".join(_card(pick, runs, predictions, _strip(pick, frames) if pick.clip_id in held else "", reference_of) for pick in picks)
     return (f'<h2>Clips</h2><p class="small soft">Of each category: the surest right verdicts, the surest wrong ones, '
-            f'and the most uncertain clip.</p><div class="filters">'
+            f'and the most uncertain clip. Explanations are the model\'s own words; nothing checks them against its verdict.</p>'
+            f'<div class="filters">'
             f'<label>category <select id="category"><option value="">all</option>{options}</select></label>'
             f'<label>show <select id="outcome"><option value="">all</option>{outcomes}</select></label>'
             f'<span class="small soft" id="shown" aria-live="polite"></span></div><div class="cards">{cards}</div>')

@@ -61,12 +61,18 @@ def load_run_model(run: Run, dtype: torch.dtype = torch.float32):
     if run.config.tune == "full":
         return load_model(str(run.model_folder), dtype).eval()
     # The base by the name that the run was given: an adapter's own path to it does not outlive a move to another machine.
-    trained_on = read_json(run.folder / "data.json", "the run folder is incomplete").get("model_fingerprint")
-    if model_fingerprint(run.config.model) != trained_on:
-        raise ValueError(f"{run.folder} is an adapter for the base model {run.config.model}, which has changed since the training: "
-                         "put the base back that it was trained on, or train again")
+    check_base(run)
     network = load_model(run.config.model, dtype)
     return PeftModel.from_pretrained(network, run.model_folder).merge_and_unload().eval()
+
+
+def check_base(run: Run) -> None:
+    """Raise ValueError where the base model is not the one that the run was trained on, or is not there."""
+    trained_on = read_json(run.folder / "data.json", "the run folder is incomplete").get("model_fingerprint")
+    if model_fingerprint(run.config.model) != trained_on:
+        kind = "a tuned model from" if run.config.tune == "full" else "an adapter for"
+        raise ValueError(f"{run.folder} is {kind} the base model {run.config.model}, which has changed since the training: "
+                         "put the base back that it was trained on, or train again")
 
 
 def is_finished(folder: Path) -> bool:
@@ -88,7 +94,9 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
         raise ValueError(f"out: {out} holds a run already, and --resume is 'never'; give a new folder with --out, or --resume auto")
     stored = read_json(out / "data.json", "give a new folder with --out")
     other = differences(read_back(out / "config.yaml"), config)
-    other += [f"{key} ({stored.get(key)!r} there, {data_facts[key]!r} here)" for key in DATA_IDENTITY if stored.get(key) != data_facts[key]]
+    there, here = ({"fingerprint": f" of {facts.get('data')}"} for facts in (stored, data_facts))
+    other += [f"{key} ({stored.get(key)!r}{there.get(key, '')} there, {data_facts[key]!r}{here.get(key, '')} here)"
+              for key in DATA_IDENTITY if stored.get(key) != data_facts[key]]
     if other:
         raise ValueError(f"run folder {out} belongs to another run: {'; '.join(other)}; give a new folder with --out, or the same settings")
 

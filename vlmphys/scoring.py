@@ -5,7 +5,7 @@ An undefined figure is null, and `reasons` of the same record says why; it is ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +39,41 @@ def choose_threshold(predictions: Predictions, given: float | None) -> dict:
     return {"value": 0.0, "rule": "0: some scores lie outside [0, 1]"}
 
 
-def score_predictions(predictions: Predictions, threshold: float | None = None, seed: int = 0,
-                      split: SplitFile | None = None) -> dict:
+def compare_clips(predictions: Mapping[str, Predictions]) -> tuple[int, str | None]:
+    """The number of clips that all runs have, and a sentence where some are not in all of them (None where all are).
+
+    Raises ValueError, naming the clip and both files, for a clip that has two labels.
+    """
+    first: dict[str, tuple[int, Path]] = {}
+    for table in predictions.values():
+        for clip_id, label in zip(table.clip_ids, table.labels_N.tolist()):
+            known, file = first.setdefault(clip_id, (label, table.path))
+            if known != label:
+                raise ValueError(f"clip {clip_id!r} has label {known} in {file} and {label} in {table.path}: a clip has one label, correct "
+                                 "one of them")
+    common = set.intersection(*(set(table.clip_ids) for table in predictions.values()))
+    if len(common) == len(first):
+        return len(common), None
+    counts = ", ".join(f"{name} {len(table)}" for name, table in predictions.items())
+    odd = next(clip_id for clip_id in first if clip_id not in common)
+    return len(common), (f"the runs are over different clips, and so are their figures: {len(common)} of {len(first)} clips are in all of "
+                         f"them ({counts}; the first that is not in all is {odd})")
+
+
+def score_predictions(predictions: Predictions, threshold: float | None = None, seed: int = 0, split: SplitFile | None = None,
+                      quarantined: Collection[str] = ()) -> dict:
     """All figures of one predictions file, as scores.json holds them for one run.
 
-    split: that of the packed data, for its protocol and to find clips that stand in train.
-    seed: of the bootstrap. The hard verdict is the file's own where it has a verdict column, else the score at the threshold.
+    split: that of the packed data, for its protocol and to find clips that stand in train; quarantined: its clips that could not be
+    decoded. seed: of the bootstrap. The hard verdict is the file's own where it has a verdict column, else the score at the threshold,
+    and a clip without a score has none then.
     """
     chosen = choose_threshold(predictions, threshold)
     missing_N = np.isnan(predictions.scores_N)
     own_verdicts = predictions.anomalous_N is not None
     anomalous_N = predictions.anomalous_N if own_verdicts else predictions.scores_N >= chosen["value"]
-    unparsed_N = predictions.unparsed_N if own_verdicts else missing_N
+    unparsed_N = predictions.unparsed_N if own_verdicts else np.zeros(len(predictions), dtype=bool)
+    judged_N = np.ones(len(predictions), dtype=bool) if own_verdicts else ~missing_N
     names, category_of_N = np.unique(np.array(predictions.categories), return_inverse=True)
     per_category, replicates, tied = {}, {}, []
     for index, name in enumerate(names.tolist()):
@@ -58,7 +81,7 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         if rows.sum() > 1 and len(np.unique(predictions.scores_N[rows])) == 1:
             tied.append(name)
         per_category[name], replicates[name] = _score_category(
-            predictions.labels_N[rows], predictions.scores_N[rows], anomalous_N[rows], unparsed_N[rows],
+            predictions.labels_N[rows], predictions.scores_N[rows], anomalous_N[rows], unparsed_N[rows], judged_N[rows],
             chosen["value"], stable_int(seed, name))
     published_21 = [name for name in PHYS_AD_CATEGORIES if name != LEFT_OUT_OF_21]
     return {
@@ -72,7 +95,7 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         "seed": seed,
         "n": len(predictions),
         "n_anomalous": int(predictions.labels_N.sum()),
-        "warnings": _warnings(predictions, per_category, tied, split),
+        "warnings": _warnings(predictions, per_category, tied, split, quarantined),
         "per_category": per_category,
         "average": mean_record(per_category, list(per_category), replicates, strict=False),
         "average_21": mean_record(per_category, published_21, replicates, strict=True),
@@ -80,13 +103,13 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     }
 
 
-def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, threshold: float, seed: int) -> tuple[dict, np.ndarray | None]:
-    """The record of one category, and its bootstrap replicates for the interval of the mean."""
+def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, threshold: float, seed: int) -> tuple[dict, np.ndarray | None]:
+    """The record of one category, and its bootstrap replicates for the interval of the mean. judged_N: which clips have a verdict."""
     known_N = ~np.isnan(scores_N)
     labels_known, scores_known = labels_N[known_N], scores_N[known_N]
     figures = {
         "auroc": auroc(labels_known, scores_known),
-        "auroc_verdict": verdict_auroc(labels_N, anomalous_N, unparsed_N),
+        "auroc_verdict": verdict_auroc(labels_N[judged_N], anomalous_N[judged_N], unparsed_N[judged_N]),
         "ap": average_precision(labels_known, scores_known),
         "accuracy": accuracy(labels_known, scores_known, threshold),
         **{name: Figure(None, "not computed by this version") for name in NOT_COMPUTED},
@@ -151,11 +174,13 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: Sequence[str], split: SplitFile | None) -> list[str]:
+def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: Sequence[str], split: SplitFile | None,
+              quarantined: Collection[str]) -> list[str]:
     """What makes a figure doubtful, one sentence each."""
     found = []
-    for key, text in (("n_missing", "clips have no score (null, empty or NaN) and are left out of AUROC, AP and accuracy"),
-                      ("n_unparsed", "verdicts could not be read and count as wrong in the verdict's AUROC")):
+    lost = "AUROC, AP and accuracy" if predictions.anomalous_N is not None else "all figures"
+    for key, text in (("n_missing", f"clips have no score (null, empty or NaN) and are left out of {lost}"),
+                      ("n_unparsed", "verdicts could not be read and count as wrong in the balanced accuracy")):
         if total := sum(record[key] for record in per_category.values()):
             found.append(f"{total} of {len(predictions)} {text}")
     for name, record in per_category.items():
@@ -164,28 +189,36 @@ def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: 
     if tied:
         found.append(f"all scores are equal in {_named(tied)}: an AUROC of 0.5 says nothing there")
     if predictions.absent:
-        found.append(f"{predictions.absent} clips of the labels file have no prediction")
+        found.append(f"{_many(predictions.absent, 'clip', 'have')} no prediction, though the labels file names them")
     if split is not None:
-        found.extend(_split_warnings(predictions, split))
+        found.extend(_split_warnings(predictions, split, quarantined))
     return found
 
 
-def _split_warnings(predictions: Predictions, split: SplitFile) -> list[str]:
+def _many(count: int, noun: str, verb: str) -> str:
+    """A count with its noun and verb: "1 clip has", "2 clips have"."""
+    singular = {"have": "has", "are": "is", "stand": "stands"}
+    return f"{count} {noun} {singular[verb]}" if count == 1 else f"{count} {noun}s {verb}"
+
+
+def _split_warnings(predictions: Predictions, split: SplitFile, quarantined: Collection[str]) -> list[str]:
     """Clips that the split puts on another side than a test, and test clips without a prediction."""
     sides: dict[Split | None, list[str]] = {}
     for clip_id in predictions.clip_ids:
         sides.setdefault(split.clips.get(clip_id), []).append(clip_id)
     found = []
     if trained := sides.get(Split.TRAIN):
-        found.append(f"{len(trained)} clips stand in the train split: their scores are not held out (first {trained[0]})")
-    if chosen_on := sides.get(Split.VAL):
-        found.append(f"{len(chosen_on)} clips stand in the val split: their scores are not those of a test (first {chosen_on[0]})")
+        found.append(f"{_many(len(trained), 'clip', 'stand')} in the train split: such scores are not held out (first {trained[0]})")
+    if chosen := sides.get(Split.VAL):
+        found.append(f"{_many(len(chosen), 'clip', 'stand')} in the val split: such scores are not those of a test (first {chosen[0]})")
     if unknown := sides.get(None):
-        found.append(f"{len(unknown)} clips are not in the split (first {unknown[0]})")
+        found.append(f"{_many(len(unknown), 'clip', 'are')} not in the split (first {unknown[0]})")
     if Split.TEST in sides:
         predicted = set(predictions.clip_ids)
-        if absent := sum(side is Split.TEST and clip_id not in predicted for clip_id, side in split.clips.items()):
-            found.append(f"{absent} test clips of the split have no prediction")
+        if absent := {clip_id for clip_id, side in split.clips.items() if side is Split.TEST and clip_id not in predicted}:
+            bad = len(absent.intersection(quarantined))
+            found.append(f"{_many(len(absent), 'test clip', 'have')} no prediction"
+                         + (f", {bad} of them because the video is in quarantine" if bad else ""))
     return found
 
 
@@ -213,6 +246,7 @@ def name_runs(arguments: Sequence[str]) -> dict[str, Path]:
     return named
 
 
-def scores_document(runs: Mapping[str, dict]) -> dict:
-    """What scores.json holds: the one run itself, or {"version", "runs": {name: run}} for several."""
-    return next(iter(runs.values())) if len(runs) == 1 else {"version": SCORES_VERSION, "runs": dict(runs)}
+def scores_document(runs: Mapping[str, dict], n_common: int | None = None) -> dict:
+    """What scores.json holds: the one run itself, or {"version", "n_common", "runs": {name: run}} for several, `n_common` as counted by
+    `compare_clips`."""
+    return next(iter(runs.values())) if len(runs) == 1 else {"version": SCORES_VERSION, "n_common": n_common, "runs": dict(runs)}

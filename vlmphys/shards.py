@@ -11,6 +11,7 @@ Shape suffixes: T frames, H W pixels, C colour channels.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -331,6 +332,14 @@ class Packed:
         """Sorted ids of the packed clips on one side; clips in quarantine are not among them."""
         packed = set(self.frames.clip_ids)
         return [clip_id for clip_id in self.split.clip_ids(split) if clip_id in packed]
+
+    def quarantined(self) -> list[dict]:
+        """The clips that could not be decoded: {clip_id, path, reason}. Raises ValueError where the list cannot be read."""
+        path = self.frames.folder / QUARANTINE
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read ({error}); {REPACK}") from error
 
     def check(self, tokenizer_sha256: str, image_size: int, tokens_per_frame: int) -> None:
         """Raise ValueError, naming the folder and the cure, where the data does not fit a model."""

@@ -7,12 +7,13 @@ disagree on how many. A split file says which rule was followed.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlmphys.files import json_bytes, read_json, write_atomic
-from vlmphys.layout import Clip
+from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, Clip
 from vlmphys.records import Split, stable_int
 
 SPLIT_VERSION = 1
@@ -25,6 +26,8 @@ PUBLISHED_CLIPS_PER_ANOMALY = {
 CLIPS_PER_ANOMALY_ELSEWHERE = 4
 PUBLISHED_RATIO = 0.1
 REMAKE = "write it with data_prep/split.py"
+# What others call the folder of normal test clips, in small letters without blanks, dashes and underscores.
+NORMAL_WORDS = ("good", "normal", "ok", "okay", "anomalyfree", "nonanomalous", "defectfree", "faultfree", "healthy", "nominal")
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,28 @@ def write_split(path: str | Path, content: dict) -> None:
         write_atomic(path, json_bytes(content))
     except OSError as error:
         raise ValueError(f"--out {path}: cannot be written ({error.strerror}); give a file in a folder you may write to") from error
+
+
+def untested_normals(clips: list[Clip], content: dict) -> list[str]:
+    """A sentence for each category without a normal clip to test, which leaves its AUROC undefined.
+
+    It names the folder that may hold them under another name: all folders of test/ but `anomaly_free` count as anomalies.
+    """
+    tested = {clip.category for clip in clips if not clip.label and content["clips"][clip.clip_id] == Split.TEST.value}
+    states: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        states[clip.category].add(clip.state)
+    found = []
+    for category, names in sorted(states.items()):
+        if category in tested:
+            continue
+        taken = [name for name in sorted(names) if name != NORMAL_STATE and re.sub(r"[\W_]+", "", name.lower()) in NORMAL_WORDS]
+        folder = f"{category}/{TEST_FOLDER}"
+        cure = f"put normal clips into {folder}/{NORMAL_STATE}"
+        if taken:
+            cure = f"{folder}/{taken[0]} counts as an anomaly: if its clips are normal, rename it to {folder}/{NORMAL_STATE}"
+        found.append(f"{category} has no normal test clip, so that its AUROC will be undefined; {cure}")
+    return found
 
 
 def count_sides(clips: list[Clip], content: dict) -> dict[str, Counter]:

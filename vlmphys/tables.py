@@ -10,28 +10,42 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = {"auroc": "AUROC", "auroc_verdict": "verdict", "ap": "AP", "accuracy": "acc."}
+COLUMNS = {"auroc": "AUROC", "auroc_verdict": "balanced acc.", "ap": "AP", "accuracy": "acc."}
 COLUMN_HELP = {
     "auroc": "area under the ROC curve of the continuous score",
-    "auroc_verdict": "AUROC of the hard verdict: (TPR + TNR) / 2, the multi-turn paper's protocol",
+    "auroc_verdict": "balanced accuracy of the hard verdict, (TPR + TNR) / 2, which the multi-turn paper calls AUROC",
     "ap": "average precision, positive class: anomalous",
     "accuracy": "share of clips on the right side of the threshold",
 }
 UNDEFINED = "–"
+PHYS_AD_MEANS = {"average_21": 21, "average_22": 22}    # key of the record -> its number of categories
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A category, or a mean; `records` holds each run's record by its name, None where the run has none."""
+    """A category, or a mean; `records` holds each run's record by its name, None where the run has none. `counted`: the columns cover
+    different numbers of categories, so that each figure says its own."""
 
     label: str
     is_mean: bool
     records: dict[str, dict | None]
+    counted: bool = False
 
     def count(self, key: str) -> str:
         """`n` or `n_anomalous`, of the runs that have the row; "a / b" where they differ."""
         counts = dict.fromkeys(record[key] for record in self.records.values() if record is not None)
         return " / ".join(f"{count:,}" for count in counts)
+
+    def text(self, name: str, key: str, with_interval: bool = False) -> str:
+        """The cell of one run and figure: "0.812", or "0.812 (1 of 2)" where a mean does not cover the same categories everywhere."""
+        record = self.records[name]
+        text = figure_text(record, key, with_interval)
+        return f"{text} ({covered(record, key)} of {record['n_categories']})" if self.counted and text != UNDEFINED else text
+
+
+def covered(mean: dict, key: str) -> int:
+    """Over how many categories a mean's figure is taken; 0 where it is undefined."""
+    return mean["n_categories"] - len(mean.get("left_out", {}).get(key, ())) if mean[key] is not None else 0
 
 
 def table_rows(runs: Mapping[str, dict]) -> list[TableRow]:
@@ -41,14 +55,23 @@ def table_rows(runs: Mapping[str, dict]) -> list[TableRow]:
             for category in categories]
     # Runs over other categories get rows of their own: means over different sets must not stand side by side.
     for present in dict.fromkeys(tuple(scores["average"]["categories"]) for scores in runs.values()):
-        rows.append(TableRow(f"mean of {len(present)}", True, {
+        rows.append(_mean_row(len(present), {
             name: scores["average"] if tuple(scores["average"]["categories"]) == present else None for name, scores in runs.items()}))
-    for key, label in (("average_21", "mean of the 21"), ("average_22", "mean of the 22")):
+    for key, label in ((key, f"mean of the {number}") for key, number in PHYS_AD_MEANS.items()):
         shown = all(set(scores[key]["categories"]) == set(scores["average"]["categories"]) for scores in runs.values())
         if not shown and any(scores[key]["auroc"] is not None for scores in runs.values()):
             rows.append(TableRow(label, True, {
                 name: scores[key] if scores[key]["auroc"] is not None else None for name, scores in runs.items()}))
     return rows
+
+
+def _mean_row(present: int, records: dict[str, dict | None]) -> TableRow:
+    """The row of a mean over `present` categories; categories whose figure is undefined are not counted as if it covered them."""
+    counts = {covered(record, key) for record in records.values() if record is not None for key in COLUMNS if record[key] is not None}
+    if len(counts) > 1:
+        return TableRow("mean", True, records, counted=True)
+    count = counts.pop() if counts else 0
+    return TableRow(f"mean of {present}" if count == present else f"mean of {count} of {present}", True, records)
 
 
 def figure_text(record: dict | None, key: str, with_interval: bool = False) -> str:
@@ -72,10 +95,13 @@ def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
         for note in (terms, *(scores["warnings"] if warnings else ())):
             of_run.setdefault(note, []).append(name)
     found = [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in of_run.items()]
-    for key in ("average_21", "average_22"):
+    for key, number in PHYS_AD_MEANS.items():
+        # With fewer categories nobody expects these means.
+        if max(len(scores["per_category"]) for scores in runs.values()) < number:
+            continue
         if all(scores[key]["auroc"] is None for scores in runs.values()):
             reasons = dict.fromkeys(scores[key]["reasons"]["auroc"] for scores in runs.values())
-            found.append(f"mean of the {key[-2:]} of Phys-AD undefined: {'; '.join(reasons)}")
+            found.append(f"mean of the {number} of Phys-AD undefined: {'; '.join(reasons)}")
     return found
 
 
@@ -94,7 +120,7 @@ def rich_table(runs: Mapping[str, dict]) -> Table:
             table.add_column(Text(title), justify="right", no_wrap=True)
     rows = table_rows(runs)
     for number, row in enumerate(rows):
-        cells = [figure_text(row.records[name], key, with_interval=alone) for name in runs for key in keys]
+        cells = [row.text(name, key, with_interval=alone) for name in runs for key in keys]
         next_is_mean = number + 1 < len(rows) and rows[number + 1].is_mean
         table.add_row(Text(row.label), row.count("n"), row.count("n_anomalous"), *cells,
                       style="bold" if row.is_mean else None, end_section=next_is_mean and not row.is_mean)
@@ -123,7 +149,7 @@ def markdown_text(runs: Mapping[str, dict]) -> str:
     for row in table_rows(runs):
         label = f"**{row.label}**" if row.is_mean else row.label
         lines.append([label, row.count("n"), row.count("n_anomalous"),
-                      *(figure_text(row.records[name], key, with_interval=alone) for name in runs for key in COLUMNS)])
+                      *(row.text(name, key, with_interval=alone) for name in runs for key in COLUMNS)])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     columns = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
     listed = [columns + ("; in brackets the 95 % bootstrap interval" if alone else ""), *notes(runs)]

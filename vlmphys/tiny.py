@@ -54,9 +54,13 @@ def save_model_folder(network, tokenizer, folder: Path, max_shard_size: str = "5
     folder = Path(folder)
     network.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    size = network.config.vision_config.image_size
-    preprocessor = {
+    preprocessor = preprocessor_settings(network.config.vision_config.image_size)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+
+
+def preprocessor_settings(size: int, image_mean=CLIP_MEAN, image_std=CLIP_STD) -> dict[str, object]:
+    """The content of a preprocessor_config.json for pictures of `size` x `size` pixels."""
+    return {
         "image_processor_type": "VideoLlavaImageProcessor", "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size},
         "do_resize": True, "do_center_crop": True, "do_rescale": True, "do_normalize": True, "resample": 3,
-        "rescale_factor": 1 / 255, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+        "rescale_factor": 1 / 255, "image_mean": list(image_mean), "image_std": list(image_std)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,50 +12,90 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from vlmphys.config import TrainConfig
 from vlmphys.files import write_atomic
 from vlmphys.loss import STATISTICS, readable
+from vlmphys.timing import Gauges
 
 SECONDS_BETWEEN_LINES = 10.0
+NEAR_CHANCE = 0.6     # of a verdict_loss whose chance is ln 2 = 0.693
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What is known of one optimizer step. `turn_norms`: the L2 norm of each turn's own gradient, where it was measured."""
+
+    sums: torch.Tensor      # over all ranks, in the order of `STATISTICS`, float64, on the CPU
+    learning_rate: float
+    grad_norm: float        # before clipping
+    turn_norms: list[float | None] | None
 
 
 class Tracker:
-    """Collects the sums of each optimizer step and writes a row whenever `logging_steps` are full.
+    """Collects the figures of each optimizer step and writes a row whenever `logging_steps` are full.
 
     A row: step (optimizer steps done), epoch, the figures of `loss.readable` over the window, learning_rate and grad_norm of the last step,
-    samples_per_second, tokens_per_second (padding not counted), seconds (since this process began to train).
+    grad_norm_turn_k where the last step was measured, samples_per_second, tokens_per_second (padding not counted; by the wall clock, with
+    checkpoints and all), the figures of `timing.Gauges`, seconds (since this process began to train).
     """
 
-    def __init__(self, run: Path, console: Console, first_step: int, total_steps: int, steps_per_epoch: int, logging_steps: int,
+    def __init__(self, config: TrainConfig, console: Console, gauges: Gauges, first_step: int, total_steps: int, steps_per_epoch: int,
                  window: list[float]):
+        run = Path(config.out)
         self.path = run / "metrics.jsonl"
-        self.console, self.logging_steps = console, logging_steps
+        self.config, self.console, self.gauges = config, console, gauges
         self.first_step, self.total_steps, self.steps_per_epoch = first_step, total_steps, steps_per_epoch
         keep_rows(self.path, first_step)
         self.rows = open(self.path, "a", encoding="utf-8")
         self.board = SummaryWriter(run / "tensorboard", purge_step=first_step + 1)
-        self.window = torch.tensor(window, dtype=torch.float64) if window else torch.zeros(len(STATISTICS), dtype=torch.float64)
+        # Another version's sums mean something else; then the first row counts from the resume.
+        known = len(window) == len(STATISTICS)
+        self.window = torch.tensor(window if known else [0.0] * len(STATISTICS), dtype=torch.float64)
+        self.measured = torch.zeros_like(self.window)   # since `since`: without what a resume brought along
+        self.verdict_loss: float | None = None      # of the last row
         self.started = self.since = self.last_line = time.monotonic()
-        self.measured = torch.zeros(2, dtype=torch.float64)     # clips, tokens since `since`: not those from before a resume
         self.progress = _progress_bar(console) if console.is_terminal else None
         if self.progress:
             self.task = self.progress.add_task("training", total=total_steps, completed=first_step, figures="")
             self.progress.start()
 
-    def add(self, step: int, sums: torch.Tensor, learning_rate: float, grad_norm: float) -> None:
-        """Take in optimizer step number `step` (counted from 1): its sums over all ranks, in the order of `STATISTICS`."""
-        self.window += sums
-        self.measured += sums[-2:]
-        if step % self.logging_steps == 0 or step == self.total_steps:
-            self._write(step, learning_rate, grad_norm)
+    def add(self, step: int, figures: StepFigures) -> None:
+        """Take in optimizer step number `step` (counted from 1)."""
+        self.window += figures.sums
+        self.measured += figures.sums
+        if step % self.config.logging_steps == 0 or step == self.total_steps:
+            self._write(step, figures)
         elif self.progress:
             self.progress.update(self.task, completed=step)
+        if step == self.total_steps:
+            self._say_if_near_chance(step)
 
-    def _write(self, step: int, learning_rate: float, grad_norm: float) -> None:
+    def finish(self, step: int, figures: StepFigures) -> None:
+        """Write what the window holds of a run that ends before its last step."""
+        if step % self.config.logging_steps:
+            self._write(step, figures)
+        self._say_if_near_chance(step)
+
+    def _say_if_near_chance(self, step: int) -> None:
+        """The other answers are learnt first, so that a low loss may come with a verdict that was not learnt at all."""
+        loss = self.verdict_loss
+        if loss is not None and loss >= NEAR_CHANCE:
+            more = "epochs (--set num_train_epochs=...)" if self.config.max_steps == -1 else "updates (--set max_steps=...)"
+            say(self.console, f"the verdict is still near chance (verdict_loss {loss:.2f}; ln 2 = 0.693 is chance) after {step} updates: "
+                              f"more {more} may be needed")
+
+    def _write(self, step: int, figures: StepFigures) -> None:
+        gauges = self.gauges.read(self.measured)
         now = time.monotonic()
         seconds = max(now - self.since, 1e-9)
-        row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **readable(self.window), "learning_rate": learning_rate,
-               "grad_norm": grad_norm, "samples_per_second": self.measured[0].item() / seconds,
-               "tokens_per_second": self.measured[1].item() / seconds, "seconds": round(now - self.started, 3)}
+        clips, tokens = (self.measured[STATISTICS.index(name)].item() for name in ("clips", "tokens"))
+        row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4),
+               **readable(self.window, self.config.loss_mode, self.config.turn_weights),
+               "learning_rate": figures.learning_rate, "grad_norm": figures.grad_norm,
+               **{f"grad_norm_turn_{k}": norm for k, norm in enumerate(figures.turn_norms or [], start=1)},
+               "samples_per_second": clips / seconds, "tokens_per_second": tokens / seconds, **gauges,
+               "seconds": round(now - self.started, 3)}
+        self.verdict_loss = row["verdict_loss"]
         self.rows.write(json.dumps(row) + "\n")
         self.rows.flush()
         for name, value in row.items():

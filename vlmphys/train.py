@@ -12,15 +12,22 @@ import torch
 from rich.console import Console
 
 from vlmphys import checkpoint, engine as engines, runs
-from vlmphys.batches import ClipOrder, load_step
+from vlmphys.batches import Batch, ClipOrder, StepReader, load_step
 from vlmphys.config import TrainConfig, config_sha256
 from vlmphys.files import only_writer
-from vlmphys.loss import STATISTICS, DialogueLoss, statistics_of, supervised_by_turn, turn_weights
+from vlmphys.flops import gpu_peak_flops, model_flops
+from vlmphys.loss import DialogueLoss, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import ModelFacts, load_model, read_facts
+from vlmphys.plan import check_fits
 from vlmphys.records import MAX_TURNS, Split, Variant, stable_int
 from vlmphys.shards import Packed, open_packed
-from vlmphys.tracking import Tracker, say
-from vlmphys.tuning import as_table, tune
+from vlmphys.signals import StopRequests, Stopped
+from vlmphys.timing import Gauges, StepClock
+from vlmphys.tracking import StepFigures, Tracker, say
+from vlmphys.tuning import as_table, check_qlora, tune
+from vlmphys.turn_gradients import turn_gradient_norms
+from vlmphys.validation import Validator, check_val
+from vlmphys.world import World, connect, place
 
 
 @dataclass(frozen=True)
@@ -28,45 +35,56 @@ class Job:
     """All that stays the same from the first optimizer step to the last."""
 
     config: TrainConfig
-    world: engines.World
+    world: World
     engine: engines.PlainEngine
     packed: Packed
     facts: ModelFacts
     order: ClipOrder
     total_steps: int
+    reader: StepReader
+    clock: StepClock
 
 
 def train(config: TrainConfig, resume: str = "auto") -> Path:
     """Train as `config` says and return the run folder. `resume`: `auto` goes on from the newest complete checkpoint, `never` refuses a
     used folder.
 
-    Raises ValueError for settings, data or folders that do not fit, before anything is written, and FloatingPointError where a loss
-    is not finite, before the update.
+    Raises ValueError for settings, data or folders that do not fit, before anything is written; FloatingPointError where a loss is not
+    finite, before the update; Stopped after the checkpoint that SIGTERM or SIGINT asked for.
     """
+    check_qlora(config)
     facts = read_facts(config.model)
     packed = open_packed(config.data)
-    ranks, is_first = engines.place()
+    ranks, is_first = place()
     console = Console(quiet=not is_first)
     global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * ranks
     order = ClipOrder(check_data(config, packed, facts), global_batch, config.seed)
+    check_val(config, packed)
     total_steps = order.total_steps(config.num_train_epochs, config.max_steps)
     data_facts = describe_data(config, packed, order, total_steps)
     runs.check_claim(config, data_facts, resume)
     if runs.is_finished(config.out):
         say(console, f"{config.out} is finished: its model is {config.out}/model")
         return Path(config.out)
+    check_fits(config)
 
-    world = engines.connect(config)
+    world = connect(config)
     with ExitStack() as held:
         held.callback(world.leave)
         world.agree(claim(held, config, packed, data_facts, resume) if world.is_first else [])
-        network = load_model(config.model)
+        network = load_model(config.model, engines.loading_dtype(config), world.device if config.tune == "qlora" else None)
         tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed,
                      facts.source)
+        trained = tuned.trained()   # as counted just now: what changes it later is noticed by check_gradients
         console.print(as_table(tuned.groups))
         prepare_modes(network, config.gradient_checkpointing)
-        engine = engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), tuned.trained(), config)
-        job = Job(config, world, engine, packed, facts, order, total_steps)
+        engine = engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), trained, config)
+        held.callback(engine.close)
+        reader = StepReader(lambda step: load_step(packed, order, step, world.rank, world.size, config.per_device_train_batch_size,
+                                                   Variant(config.variant), facts.pad_token_id),
+                            total_steps, config.dataloader_num_workers, world.device)
+        held.callback(reader.close)
+        job = Job(config, world, engine, packed, facts, order, total_steps, reader, StepClock(world.device))
 
         world.barrier()     # every rank has its model before the first one writes to the folder
         if world.is_first:
@@ -74,7 +92,7 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
             checkpoint.remove_incomplete(config.out)
         world.barrier()
         run_steps(job, console)
-        weights = engine.model_weights()
+        weights = engine.model_weights(set(tuned.trained()) if tuned.adapter else None)     # of an adapter that alone
         if world.is_first:
             folder = runs.write_model(config, tuned, weights)
             say(console, f"model: {folder}")
@@ -97,61 +115,127 @@ def claim(held: ExitStack, config: TrainConfig, packed: Packed, data_facts: dict
 
 
 def run_steps(job: Job, console: Console) -> None:
-    """Every optimizer step that is not done yet, with its checkpoints."""
-    config, found = job.config, runs.newest_checkpoint(job.config.out)
-    first_step, window = 0, []
-    if found:
-        folder, marker = found
-        checkpoint.load(job.engine, folder, marker)
-        first_step, window = marker.step, marker.window
-        say(console, f"resumed from {folder}")
+    """Every optimizer step that is not done yet, with validations and checkpoints. Raises Stopped where a signal asked for an early end."""
+    config, world = job.config, job.world
+    first_step, window = resume_from_newest(job, console)
     say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, steps {first_step + 1} to {job.total_steps}, "
-                  f"engine {config.engine} on {job.world.size} rank(s), {job.world.device}, {'bf16' if config.bf16 else 'fp32'}")
-    tracker = None
-    if job.world.is_first:
-        tracker = Tracker(Path(config.out), console, first_step, job.total_steps, job.order.steps_per_epoch, config.logging_steps, window)
-    try:
+                  f"engine {config.engine} on {world.size} rank(s), {world.device}, {'bf16' if config.bf16 else 'fp32'}")
+    validator = Validator(config, job.packed, job.facts, world, first_step, job.total_steps, job.order.steps_per_epoch)
+    with ExitStack() as held:
+        tracker = None
+        if world.is_first:
+            tracker = Tracker(config, console, gauges_of(job), first_step, job.total_steps, job.order.steps_per_epoch, window)
+            held.callback(tracker.close)
+        stop = held.enter_context(StopRequests())
         for step in range(first_step, job.total_steps):
-            sums, learning_rate, grad_norm = train_step(job, step)
+            figures = train_step(job, step, is_first=step == first_step)
             done = step + 1
             if tracker:
-                tracker.add(done, sums, learning_rate, grad_norm)
-            if config.save_steps and done % config.save_steps == 0 and done < job.total_steps:
-                marker = checkpoint.Marker(done, job.world.size, config.engine, job.packed.fingerprint, config_sha256(config),
-                                           tracker.window.tolist() if tracker else [])
-                checkpoint.save(job.engine, Path(config.out), marker, config.save_total_limit)
-    finally:
-        if tracker:
-            tracker.close()
+                tracker.add(done, figures)
+            if validator.due(done):
+                validator.run(job.engine, done, tracker)
+            if validator.stopped:
+                say(console, validator.why_stopped(done))
+                if tracker:
+                    tracker.finish(done, figures)
+                break
+            stopping = world.any(stop.requested)
+            due = config.save_steps and done % config.save_steps == 0 or validator.keeps(done)
+            if (due or stopping) and done < job.total_steps:
+                save_checkpoint(job, done, tracker, validator.spare)
+            if stopping and done < job.total_steps:
+                raise Stopped(f"after step {done} of {job.total_steps}, which is saved in {config.out}; the same command goes on from "
+                              "there", stop.number)
+    if validator.restore_best(job.engine, done) != done:
+        say(console, f"the model is that of step {validator.best_step}, the best validation (load_best_model_at_end)")
 
 
-def train_step(job: Job, step: int) -> tuple[torch.Tensor, float, float]:
-    """Optimizer step `step`, counted from 0. Returns its sums over all ranks (`STATISTICS`), its learning rate, its gradient norm."""
-    config, world, engine = job.config, job.world, job.engine
-    batches = load_step(job.packed, job.order, step, world.rank, world.size, config.per_device_train_batch_size, Variant(config.variant),
-                        job.facts.pad_token_id)
+def resume_from_newest(job: Job, console: Console) -> tuple[int, list[float]]:
+    """Put the newest complete checkpoint into the engine. Returns the steps that are done and the sums since the last logged one."""
+    found = runs.newest_checkpoint(job.config.out)
+    if not found:
+        return 0, []
+    folder, marker = found
+    checkpoint.load(job.engine, folder, marker)
+    say(console, f"resumed from {folder}{checkpoint.saved_elsewhere(marker, job.config.engine, job.world.size)}")
+    return marker.step, marker.window
+
+
+def save_checkpoint(job: Job, done: int, tracker: Tracker | None, spare: set[int]) -> None:
+    """Write the checkpoint of `done` optimizer steps; every rank must call it."""
+    marker = checkpoint.Marker(done, job.world.size, job.config.engine, job.packed.fingerprint, config_sha256(job.config),
+                               tracker.window.tolist() if tracker else [])
+    checkpoint.save(job.engine, Path(job.config.out), marker, job.config.save_total_limit, spare)
+
+
+def train_step(job: Job, step: int, is_first: bool) -> StepFigures:
+    """Optimizer step `step`, counted from 0; `is_first`: this process has made none before."""
+    config, world, engine, clock = job.config, job.world, job.engine, job.clock
+    clock.start()
+    batches = job.reader.batches_of(step)
     # The whole step's supervised tokens, over all ranks and micro-batches, before the first forward pass: what makes the loss exact.
-    weights_K = turn_weights(world.sum(supervised_by_turn(batches))).float().to(world.device)
-    sums = torch.zeros(len(STATISTICS), dtype=torch.float64)
-    not_finite = []
+    weights_K = turn_weights(world.sum(supervised_by_turn(batches)), config.loss_mode, config.turn_weights).float().to(world.device)
+    clock.lap("data")
+    turn_norms = measure_turns(job, step, batches, weights_K)
+    clock.lap("measure")
+    sums = []
     for index, batch in enumerate(batches):
+        here = batch.to(world.device)
+        clock.lap("data")
         seed_dropout(config, step, world.rank, index)
-        loss_K, verdict = engine.forward(batch.to(world.device), last=index == len(batches) - 1)
+        loss_K, verdict, _ = engine.forward(here, last=index == len(batches) - 1)
+        clock.lap("forward")
         engine.backward((loss_K * weights_K).sum())
-        of_batch = statistics_of(batch, loss_K, verdict).cpu()
-        if not torch.isfinite(of_batch).all():
-            not_finite += batch.clip_ids
-        sums += of_batch
-    sums = world.sum(sums)
-    if not torch.isfinite(sums[:MAX_TURNS]).all():
+        sums.append(statistics_of(batch, loss_K, verdict))
+        clock.lap("backward")
+    if is_first:
+        check_gradients(engine, config)
+    # The only time in a step, beside the gradient norm, that the host waits for the device.
+    total = world.sum(torch.stack(sums).sum(0))
+    if not torch.isfinite(total[:MAX_TURNS]).all():
+        own = [clip_id for batch, part in zip(batches, sums) if not torch.isfinite(part).all() for clip_id in batch.clip_ids]
         raise FloatingPointError(f"the loss of step {step + 1} is not finite; the weights were not updated. Clips of the "
-                                 f"micro-batches concerned: {', '.join(world.gather_texts(not_finite))}")
+                                 f"micro-batches concerned: {', '.join(world.gather_texts(own))}")
     learning_rate = learning_rate_at(step, job.total_steps, config)
     grad_norm = engine.step(learning_rate)
     if not math.isfinite(grad_norm):
         raise FloatingPointError(f"the gradient norm of step {step + 1} is not finite; nothing was saved since the last checkpoint. Clips: "
                                  f"{', '.join(job.order.clips_of_step(step))}")
-    return sums, learning_rate, grad_norm
+    clock.lap("step")
+    return StepFigures(total, learning_rate, grad_norm, turn_norms)
+
+
+def measure_turns(job: Job, step: int, batches: list[Batch], weights_K: torch.Tensor) -> list[float | None] | None:
+    """The gradient norm that each turn causes alone, at every `turn_grad_norm_steps`-th step; else None. It changes nothing of the step."""
+    config, world = job.config, job.world
+    if not config.turn_grad_norm_steps or (step + 1) % config.turn_grad_norm_steps:
+        return None
+    return turn_gradient_norms(job.engine.module, list(job.engine.trained.values()), batches, weights_K, world,
+                               config.bf16 and config.engine == "plain",
+                               lambda micro_batch: seed_dropout(config, step, world.rank, micro_batch))
+
+
+def check_gradients(engine: engines.PlainEngine, config: TrainConfig) -> None:
+    """Refuse a run whose first backward pass reached a frozen weight, or missed a trained one: ValueError with the weight's name.
+
+    With `plain` the gradients themselves are looked at. The other engines keep them elsewhere and empty `.grad` at once; there it is
+    `requires_grad`, which autograd goes by, that must be that of the trained set.
+    """
+    for name, parameter in engine.module.network.named_parameters():
+        reached = parameter.requires_grad or parameter.grad is not None
+        missed = not parameter.requires_grad or (config.engine == "plain" and parameter.grad is None)
+        if name not in engine.trained and reached:
+            raise ValueError(f"tune: {name} is frozen, but the first backward pass reached it: refused, nothing was updated")
+        if name in engine.trained and missed:
+            raise ValueError(f"tune: {name} is to be trained, but the first backward pass gave it no gradient: refused, nothing was "
+                             "updated")
+
+
+def gauges_of(job: Job) -> Gauges:
+    """Time, memory and utilisation for the rows of metrics.jsonl."""
+    peak = gpu_peak_flops(job.config, job.world.device)
+    flops = model_flops(job.engine.module.network.config, job.config, job.packed.frames.meta["frames"])
+    return Gauges(job.clock, job.world.device, flops, peak * job.world.size if peak else None)
 
 
 def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -166,7 +250,7 @@ def learning_rate_at(step: int, total_steps: int, config: TrainConfig) -> float:
 
 def seed_dropout(config: TrainConfig, step: int, rank: int, micro_batch: int) -> None:
     """LoRA's dropout masks as a function of the step, so that a resumed run draws those of an uninterrupted one."""
-    if config.tune == "lora" and config.lora_dropout > 0:
+    if config.tune != "full" and config.lora_dropout > 0:
         torch.manual_seed(stable_int("dropout", config.seed, step, rank, micro_batch) >> 1)
 
 
@@ -179,12 +263,14 @@ def prepare_modes(network, gradient_checkpointing: bool) -> None:
 
 
 def check_data(config: TrainConfig, packed: Packed, facts: ModelFacts) -> list[str]:
-    """The train clips. Raises ValueError where the packed data were made for another model, lack the variant, or hold no train clip."""
+    """The train clips. Raises ValueError where the packed data were made for another model, lack the variant, or hold no train clip, and
+    where the config's `turn_weights` leave nothing of such a dialogue to train."""
     packed.check(facts.tokenizer_sha256, facts.image_size, facts.tokens_per_frame)
     clip_ids = packed.clip_ids(Split.TRAIN)
     if not clip_ids:
         raise ValueError(f"{config.data} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
-    packed.dialogues.row(clip_ids[0], config.variant)
+    first = packed.dialogues.row(clip_ids[0], config.variant)
+    turn_weights(torch.tensor([float((first.turn == k + 1).sum()) for k in range(MAX_TURNS)]), config.loss_mode, config.turn_weights)
     return clip_ids
 
 
@@ -193,5 +279,7 @@ def describe_data(config: TrainConfig, packed: Packed, order: ClipOrder, total_s
     return {"data": config.data, "fingerprint": packed.fingerprint, "frames": packed.frames.fingerprint,
             "dialogues": packed.dialogues.fingerprint,
             "split": packed.split.sha256, "protocol": packed.split.protocol, "model_fingerprint": runs.model_fingerprint(config.model),
+            "categories": sorted({clip_id.split("/")[0] for clip_id in order.clip_ids}), "frame_settings": packed.frames.meta,
+            "system": packed.dialogues.meta["system"], "controls": packed.dialogues.meta["controls"],
             "train_clips": len(order.clip_ids), "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch,
             "total_steps": total_steps}

@@ -7,6 +7,8 @@ computed from the model's config, by number of parameters.
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
 from torch import nn
+
+from vlmphys.config import TrainConfig, read_deepspeed_json
 
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 FFN = ("gate_proj", "up_proj", "down_proj")
@@ -69,16 +73,32 @@ def expected_counts(text_config: Any, tune: str, o_proj: bool, lora_r: int) -> d
     counts: dict[str, int] = {}
     for name, group in tuned_modules(o_proj).items():
         inputs, outputs = shapes[name]
-        if tune == "lora":
+        if tune != "full":
             counts["LoRA"] = counts.get("LoRA", 0) + layers * lora_r * (inputs + outputs)
         else:
             counts[group] = counts.get(group, 0) + layers * (inputs * outputs + (outputs if biased[name] else 0))
     return counts
 
 
+def check_qlora(config: TrainConfig) -> None:
+    """Refuse `tune: qlora` where it cannot work: ValueError with the cure, before anything is loaded or written. Other modes pass."""
+    if config.tune != "qlora":
+        return
+    stage = read_deepspeed_json(config.deepspeed)["zero_optimization"]["stage"] if config.deepspeed else None
+    if stage not in (1, 2):
+        given = config.deepspeed or f"engine {config.engine}"
+        raise ValueError(f"tune is 'qlora' with {given}: its packed 4-bit weights are not divided among ranks, which leaves ZeRO-1 and "
+                         "ZeRO-2; use deepspeed: ds_configs/zero2.json (or single_4090.json), or tune: lora")
+    instead = "or use tune: lora, which does without"
+    if not torch.cuda.is_available():
+        raise ValueError(f"tune is 'qlora', but there is no CUDA GPU here, and its 4-bit weights need one: run it elsewhere, {instead}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("tune is 'qlora', but bitsandbytes is not installed: python -m pip install --editable '.[qlora]', " + instead)
+
+
 def tune(network, mode: str, o_proj: bool = False, lora_r: int = 128, lora_alpha: int = 256, lora_dropout: float = 0.05, seed: int = 0,
          base_name: str = "") -> Tuned:
-    """Freeze all of `network`, then mark what is trained, or add LoRA to it, in place.
+    """Freeze all of `network`, then mark what is trained, or add LoRA to it, in place. `qlora` is LoRA on a network loaded in 4 bits.
 
     `base_name` goes into the adapter's config as `base_model_name_or_path`. Raises ValueError where the language model is not Llama-like,
     that is, where names or counts differ from those of its config.
@@ -91,7 +111,7 @@ def tune(network, mode: str, o_proj: bool = False, lora_r: int = 128, lora_alpha
         raise ValueError(f"tune: {len(linear_layers)} of {wanted} linear layers ({', '.join(tuned_modules(o_proj))}) were found in the "
                          f"language model ({network.config.text_config.model_type}): only Llama-like language models can be tuned")
     adapter = None
-    if mode == "lora":
+    if mode != "full":
         # LoRA's random half is drawn here: the same on every rank and at every resume.
         torch.manual_seed(seed)
         settings = LoraConfig(r=lora_r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, bias="none", target_modules=tuned_pattern(o_proj))
@@ -118,12 +138,18 @@ def count_groups(network: nn.Module) -> dict[str, tuple[int, int]]:
     """Parameters of each group: all, and those that would receive a gradient."""
     counts = {group: [0, 0] for group, _ in GROUPS}
     for name, parameter in network.named_parameters():
-        # ZeRO-3 leaves an empty tensor behind and keeps the true size beside it.
-        size = getattr(parameter, "ds_numel", parameter.numel())
+        size = true_size(parameter)
         group = counts[group_of(name)]
         group[0] += size
         group[1] += size if parameter.requires_grad else 0
     return {group: (total, trained) for group, (total, trained) in counts.items() if total}
+
+
+def true_size(parameter: nn.Parameter) -> int:
+    """Numbers that a parameter stands for: ZeRO-3 leaves an empty tensor behind and keeps the size beside it, and bitsandbytes packs two
+    4-bit numbers into a byte and keeps the shape."""
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape) if packed is not None else getattr(parameter, "ds_numel", parameter.numel())
 
 
 def check_counts(groups: dict[str, tuple[int, int]], expected: dict[str, int]) -> None:

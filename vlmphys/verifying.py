@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from vlmphys.priors import lint, load_priors, priors_sha256
+from vlmphys.priors import few_texts, lint, load_priors, priors_sha256
 from vlmphys.records import Variant, label_of
-from vlmphys.shards import FRAMES, QUARANTINE, REPACK, DialogueRow, DialogueTable, FramesTable, Packed, open_packed
+from vlmphys.shards import REPACK, DialogueRow, DialogueTable, FramesTable, Packed, open_packed
 
 ANSWERS = {Variant.MULTI_TURN.value: 4, Variant.SINGLE_TURN.value: 1, Variant.NO_PHYSICS.value: 1}
 
 
 @dataclass
 class Check:
-    """One thing that was checked: how many of what, and the problems found."""
+    """One thing that was checked: how many of what, the problems found, and hints: what is worth knowing and no fault."""
 
     name: str
     checked: str = ""
     problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
 
 
 def verify(folder: str | Path, priors_dir: str | None = None, model: str | None = None) -> list[Check]:
@@ -69,12 +69,11 @@ def _check_clips(frames: FramesTable) -> Check:
 
 
 def _check_quarantine(packed: Packed) -> Check:
-    path = packed.folder / FRAMES / QUARANTINE
     check = Check("quarantine: listed, and packed nowhere")
     try:
-        listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        check.problems.append(f"{path}: cannot be read ({error}); {REPACK}")
+        listed = packed.quarantined()
+    except ValueError as error:
+        check.problems.append(str(error))
         return check
     check.checked = f"{len(listed)} clips"
     both = {bad["clip_id"] for bad in listed} & set(packed.frames.clip_ids)
@@ -136,11 +135,18 @@ def _check_priors(packed: Packed, priors_dir: str | None) -> Check:
     check = Check("priors: the ones packed, linted", f"{len(categories)} categories")
     try:
         priors = load_priors(categories, priors_dir)
-        packed.dialogues.check(priors_sha256=priors_sha256(priors))
     except ValueError as error:
         check.problems.append(str(error))
         return check
-    check.problems += [problem for prior in priors.values() for problem in lint(prior)]
+    try:
+        packed.dialogues.check(priors_sha256=priors_sha256(priors))
+    except ValueError as error:
+        given = f"--priors {priors_dir} is not the folder" if priors_dir else "give --priors DIR"
+        check.problems.append(f"{error}; if data_prep/pack.py was given --priors: {given} that it was given")
+        return check
+    for prior in priors.values():
+        check.problems += lint(prior)
+        check.hints += few_texts(prior)
     return check
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -132,7 +133,22 @@ def test_verify_sees_a_wrong_mask_and_another_prior(packed_folder, tmp_path, mon
     text = (PRIORS_FOLDER / "fan.yaml").read_text().replace("component: ", "component: Here ", 1)
     (tmp_path / "fan.yaml").write_text(text)
     (priors,) = [check for check in verify(packed_folder, str(tmp_path)) if check.name.startswith("priors")]
-    assert "priors_sha256" in priors.problems[0]
+    assert "priors_sha256" in priors.problems[0] and f"--priors {tmp_path} is not the folder that it was given" in priors.problems[0]
+
+
+def test_verify_tells_hints_from_problems(packed_folder, repository, monkeypatch, capsys):
+    from vlmphys import verifying
+    spec = importlib.util.spec_from_file_location("verify", repository / "data_prep/verify.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr("sys.argv", ["verify", "--data", str(packed_folder)])
+    monkeypatch.setattr(verifying, "few_texts", lambda prior: [f"{prior.category}: few"])
+    assert module.main() == 0, "a hint is no problem"
+    said = capsys.readouterr().out
+    assert "hint: fan: few" in said and "all is as it should be; 2 hint(s), which are no problems" in said
+    monkeypatch.setattr(verifying, "lint", lambda prior: [f"{prior.category}: leak"])
+    assert module.main() == 1
+    assert "2 problem(s) found; 2 hint(s)" in capsys.readouterr().out
 
 
 def test_other_dialogues_decode_nothing(packed, repository, tiny_model_folder, tmp_path):
@@ -157,11 +173,16 @@ def test_bad_input_is_one_sentence_and_writes_nothing(videos, repository, tiny_m
     said = command(repository, "split", "--videos", videos, "--out", split, "--protocol", "weak", "--per-anomaly", 3, status=2)
     assert "hinge/falloff has 3 and would give 3" in said and not split.exists()
 
+    odd = make_videos(tmp_path / "odd", {"fan": ("stuck",)}, clips=2)
+    (odd / "fan/test/anomaly_free").rename(odd / "fan/test/good")
+    said = command(repository, "split", "--videos", odd, "--out", tmp_path / "odd.json", "--protocol", "weak", "--per-anomaly", 1)
+    assert "warning: fan has no normal test clip" in said and "rename it to fan/test/anomaly_free" in said
+
     strange = make_videos(tmp_path / "videos", {"fann": ("stuck",)}, clips=2)
     write_split(split, make_split(scan_videos(strange), "weak", per_anomaly=1))
     arguments = ["--videos", strange, "--split", split, "--out", out]
     said = command(repository, "pack", *arguments, "--model", tiny_model_folder, status=2)
-    assert "'fann' (did you mean 'fan'?)" in said and ".yaml" in said
+    assert "'fann' (did you mean 'fan'?)" in said and "--priors DIR" in said
     said = command(repository, "pack", "--videos", videos, "--split", split, "--out", out, "--model", tiny_model_folder, status=2)
     assert "the split names 6 clip(s) that are not in the videos folder, first 'fann/" in said
 

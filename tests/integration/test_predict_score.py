@@ -220,6 +220,63 @@ def test_score_puts_several_files_side_by_side(repository, tmp_path, predicted):
     assert list(runs) == ["base", "again"] and runs["base"] == runs["again"]
 
 
+def test_score_leaves_other_files_and_the_scores_of_others_alone(monkeypatch, repository, tmp_path, capsys):
+    one, two, out = tmp_path / "one.csv", tmp_path / "two.csv", tmp_path / "scores"
+    for table in (one, two):
+        table.write_text("clip_id,label,score\nfan/1,1,0.5\nfan/2,0,0.1\n")
+    for _ in range(2):
+        assert call(monkeypatch, repository, "score", "--predictions", one, "--out", out) == 0, "its own results are written again"
+    assert json.loads((out / "scores.json").read_text())["predictions_file"] == "../one.csv"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+    for given in ([two], [one, two]):
+        assert call(monkeypatch, repository, "score", "--predictions", *given, "--out", out) == 2
+        error = capsys.readouterr().err.strip()
+        assert error == f"error: --out {out} holds the scores of other predictions ({one}): give another --out, or --overwrite"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in (one, out):
+        path.rename(moved / path.name)
+    assert call(monkeypatch, repository, "score", "--predictions", moved / "one.csv", "--out", moved / "scores") == 0
+    assert call(monkeypatch, repository, "score", "--predictions", two, "--out", moved / "scores", "--overwrite") == 0
+    assert json.loads((moved / "scores/scores.json").read_text())["predictions_file"] == "../../two.csv"
+    assert call(monkeypatch, repository, "score", "--predictions", moved / "one.csv", "--out", moved) == 2
+    assert "holds one.csv and 1 more, which score.py did not write: give another --out" in capsys.readouterr().err
+    assert call(monkeypatch, repository, "score", "--predictions", moved / "one.csv", "--out", moved, "--overwrite") == 0
+    assert (moved / "one.csv").exists() and (moved / "table.md").exists()
+
+
+def test_score_compares_the_clips_of_several_runs(monkeypatch, repository, tmp_path, capsys):
+    one, two, out = tmp_path / "one.csv", tmp_path / "two.csv", tmp_path / "scores"
+    one.write_text("clip_id,label,score\nfan/1,1,0.5\nfan/2,0,0.1\n")
+    two.write_text("clip_id,label,score\nfan/1,0,0.5\nfan/2,0,0.1\n")
+    assert call(monkeypatch, repository, "score", "--predictions", one, two, "--out", out) == 2
+    assert f"clip 'fan/1' has label 1 in {one} and 0 in {two}" in capsys.readouterr().err and not out.exists()
+    two.write_text("clip_id,label,score\nfan/1,1,0.5\nfan/3,0,0.1\n")
+    assert call(monkeypatch, repository, "score", "--predictions", one, two, "--out", out) == 0
+    sentence = "1 of 3 clips are in all of them (one 2, two 2;"
+    assert sentence in " ".join(capsys.readouterr().out.split()) and sentence in (out / "table.md").read_text()
+    assert (out / "report.html").read_text().count(sentence) == 1
+    document = json.loads((out / "scores.json").read_text())
+    assert document["n_common"] == 1 and all(sentence in run["warnings"][-1] for run in document["runs"].values())
+
+
+def test_score_takes_labels_and_the_quarantine_from_the_packed_data(monkeypatch, repository, tmp_path, predicted, packed_folder):
+    packed, bare = tmp_path / "packed", tmp_path / "bare.csv"
+    shutil.copytree(packed_folder, packed)
+    rows = rows_of(predicted)
+    split = json.loads((packed / "split.json").read_text())
+    split["clips"]["fan/test/stuck/broken"] = "test"
+    (packed / "split.json").write_text(json.dumps(split))
+    (packed / "frames/quarantine.jsonl").write_text('{"clip_id": "fan/test/stuck/broken", "path": "x.mp4", "reason": "cut"}\n')
+    bare.write_text("clip_id,score\n" + "".join(f"{row['clip_id']},{row['score']}\n" for row in rows[1:]))
+    assert call(monkeypatch, repository, "score", "--predictions", bare, "--data", packed, "--out", tmp_path / "out") == 0
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    assert scores["n"] == TEST_CLIPS - 1 and scores["n_anomalous"] == sum(row["label"] for row in rows[1:])
+    assert "2 test clips have no prediction, 1 of them because the video is in quarantine" in scores["warnings"]
+
+
 def test_score_reads_a_bare_csv_and_labels_from_elsewhere(repository, tmp_path):
     table, labels = tmp_path / "scores.csv", tmp_path / "labels.csv"
     table.write_text("clip_id,score\n" + "".join(f"fan/{number},{number / 10}\n" for number in range(10)))
@@ -236,12 +293,12 @@ def test_score_refuses_bad_input_and_writes_nothing(monkeypatch, repository, tmp
     (tmp_path / "file").write_text("")
     for arguments, message in (
             (["--predictions", bare],
-             "bare.csv:2: clip 'fan/1' has no label: add a label column (0 normal, 1 anomalous), or give --labels FILE"),
+             "bare.csv:2: clip 'fan/1' has no label: add a label column (0 normal, 1 anomalous), give --labels FILE, or --data FOLDER"),
             (["--predictions", tmp_path / "none.jsonl"], "no such predictions file"),
             (["--predictions", good, good], "are named"),
             (["--predictions", good, "--data", tmp_path / "none"], "none"),
             (["--predictions", good, "--run", tmp_path / "none"], "no such run folder"),
-            (["--predictions", good, "--labels", bare], "bare.csv:2: clip 'fan/1' has no label"),
+            (["--predictions", good, "--labels", bare], "bare.csv:1: the header has no column label; it has: clip_id, score"),
             (["--predictions", good, "--priors", tmp_path / "none"], "priors folder"),
             (["--predictions", good, "--out", tmp_path / "file"], "is a file")):
         target = [] if "--out" in arguments else ["--out", tmp_path / "out"]

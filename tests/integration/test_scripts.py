@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.integration
+
+
+def without_gpu(tmp_path: Path) -> dict[str, str]:
+    """An environment with the programs that the scripts' checks use, and no nvidia-smi."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "dirname", "cat"):
+        (programs / name).symlink_to(shutil.which(name))
+    return {"PATH": str(programs)}
 
 
 @pytest.mark.parametrize(("script", "arguments", "message"), [
@@ -17,6 +28,9 @@ pytestmark = pytest.mark.integration
     ("quickstart", ["--appearance", "sepia"], "unknown appearance 'sepia'"),
     ("quickstart", ["--clips-per-state", "3", "--per-anomaly", "3"], "give at most 2"),
     ("quickstart", ["--priors", "no/such"], "--priors 'no/such' is no folder"),
+    ("quickstart", ["--priors", "vlmphys/priors/fan.yaml"], "--priors 'vlmphys/priors/fan.yaml' is a file: give the folder"),
+    ("quickstart", ["--epochs", "0"], "--epochs is '0'"),
+    ("quickstart", ["--epochs", "5", "--max-steps", "5"], "--epochs and --max-steps both say how long to train"),
     ("quickstart", ["--seed", "x"], "--seed is 'x'"),
     ("quickstart", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
     ("quickstart", ["--clips"], "unknown option --clips"),
@@ -25,10 +39,12 @@ pytestmark = pytest.mark.integration
     ("single_4090", [], "--videos and --model are needed"),
     ("single_4090", ["--videos", "no/such/folder", "--model", "tiny"], "--videos 'no/such/folder' is no folder"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--variant", "none"], "unknown variant 'none'"),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--tune", "qlora"], "--tune qlora needs a CUDA GPU"),
 ])
 def test_mistakes_are_refused_before_anything_is_written(repository, tmp_path, script, arguments, message):
     out = tmp_path / "out"
-    done = subprocess.run(["bash", f"launch/{script}.sh", "--out", str(out), *arguments], cwd=repository, capture_output=True, text=True)
+    done = subprocess.run(["bash", f"launch/{script}.sh", "--out", str(out), *arguments], cwd=repository, capture_output=True, text=True,
+                          env=without_gpu(tmp_path))
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ") and message in done.stderr
     assert not out.exists()
@@ -76,6 +92,44 @@ def test_a_folder_of_others_is_not_claimed_and_a_refused_first_stage_leaves_noth
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs"]
 
 
+def test_a_claim_is_given_back_while_nothing_but_lists_and_a_split_was_made(repository, tmp_path):
+    """The first stages refuse a category without a prior: the corrected command, which has other settings, must be taken."""
+    run = """
+    claim_out "$T/out" "priors=$1"
+    echo clip > "$T/out/videos.list"
+    stage "$T/out/done/split" "splitting" "$T/out/videos.list" touch "$T/out/split.json"
+    stage "$T/out/done/pack" "packing" "$T/out/done/split" bash -c "[ $1 = mine ] || exit 2; echo > $T/out/packed"
+    stage "$T/out/done/train" "training" "$T/out/done/pack" bash -c "[ -f $T/repaired ] || exit $2"
+    """
+    refused = stages(repository, tmp_path, f"set -- builtin 2\n{run}")
+    assert refused.returncode == 2 and not (tmp_path / "out").exists()
+    assert refused.stderr == "error: the stage 'packing' failed; correct this, then run the same or the corrected command again\n"
+    corrected = stages(repository, tmp_path, f"set -- mine 2\n{run}")
+    assert "correct this, then run the same command again, which goes on from there" in corrected.stderr and (tmp_path / "out/packed").exists()
+    assert "run the same command again to go on" in stages(repository, tmp_path, f"set -- mine 1\n{run}").stderr
+    assert "made with other settings (priors=mine)" in stages(repository, tmp_path, f"set -- builtin 2\n{run}").stderr
+    (tmp_path / "repaired").touch()
+    assert stages(repository, tmp_path, f"set -- mine 2\n{run}").returncode == 0
+
+
+def test_settings_of_earlier_versions_are_known_again(repository, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "settings").write_text("videos=a priors=own seed=0\n")
+    assert stages(repository, tmp_path, 'claim_out "$T/out" "videos=a priors=mine seed=0"').returncode == 2
+    for _ in range(2):
+        assert stages(repository, tmp_path, 'claim_out "$T/out" "videos=a priors=builtin seed=0"').returncode == 0
+
+
+def test_the_table_is_shown_once_by_every_run(repository, tmp_path):
+    run = """
+    stage "$T/done/score" "scoring" "" bash -c "mkdir -p $T/scores; echo TABLE | tee $T/scores/table.md"
+    show_results "$T"
+    """
+    for _ in range(2):
+        done = stages(repository, tmp_path, run)
+        assert done.returncode == 0 and done.stdout.count("TABLE") == 1 and done.stdout.index("TABLE") < done.stdout.index("== done: ")
+
+
 def test_a_clip_that_comes_repeats_the_stages(repository, tmp_path):
     run = 'claim_out "$T/out" "x"; list_videos "$T/videos" "$T/out/videos.list"; stage "$T/out/done/a" "first" "$T/out/videos.list" bash -c "echo a >> $T/log"'
     (tmp_path / "videos").mkdir()
@@ -93,3 +147,61 @@ def test_predictions_older_than_the_model_are_made_anew(repository, tmp_path):
     assert stages(repository, tmp_path, 'drop_stale "$T/p.jsonl" "$T/mark"').returncode == 0 and rows.exists()
     subprocess.run(["touch", "-d", "1 hour ago", str(rows)], check=True)
     assert stages(repository, tmp_path, 'drop_stale "$T/p.jsonl" "$T/mark"').returncode == 0 and not rows.exists()
+
+
+def test_the_micro_batch_is_the_plans_and_is_written_once(repository, tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/bash\necho \"$*\" >> $T/asked\ncat $T/answer\nexit $(cat $T/status)\n")
+    fake.chmod(0o755)
+    run = 'PATH="$T:$PATH"; stage "$T/done/plan" "finding" "" choose_batch "$T/batch" --config x --set tune=lora'
+    (tmp_path / "status").write_text("1")
+    (tmp_path / "answer").write_text("")
+    assert stages(repository, tmp_path, run).returncode == 2 and not (tmp_path / "batch").exists()
+    (tmp_path / "status").write_text("0")
+    (tmp_path / "answer").write_text("per_device_train_batch_size=4 gradient_accumulation_steps=4\n")
+    for _ in range(2):
+        assert stages(repository, tmp_path, run).returncode == 0
+        (tmp_path / "answer").write_text("another")
+    assert (tmp_path / "batch").read_text() == "per_device_train_batch_size=4 gradient_accumulation_steps=4\n"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 2 and asked[0] == ("-m vlmphys.cli plan --settings --only-batch --config x --set tune=lora "
+                                            "--set per_device_train_batch_size=16 gradient_accumulation_steps=1")
+    (tmp_path / "answer").write_text("")        # it fits as it is
+    assert stages(repository, tmp_path, 'PATH="$T:$PATH"; choose_batch "$T/other" --config x').returncode == 0
+    assert (tmp_path / "other").read_text() == "per_device_train_batch_size=16 gradient_accumulation_steps=1\n"
+
+
+def multi_node(repository: Path, tmp_path: Path, hostfile: str | None, *arguments: str) -> subprocess.CompletedProcess:
+    if hostfile is not None:
+        (tmp_path / "hosts").write_text(hostfile)
+    return subprocess.run(["bash", "launch/multi_node.sh", "--hostfile", str(tmp_path / "hosts"), *arguments], cwd=repository,
+                          capture_output=True, text=True)
+
+
+def test_several_machines_are_started_by_deepspeed(repository, tmp_path):
+    hosts = "# a cluster\nnode-1 slots=8\n\nnode-2  slots=4 # half of it\n"
+    done = multi_node(repository, tmp_path, hosts, "--master-addr", "10.0.0.1", "--dry-run", "--config", "a b.yaml", "--set", "bf16=true")
+    assert done.returncode == 0, done.stderr
+    said, command = done.stdout.strip().splitlines()
+    assert said.startswith("2 machine(s), 12 ranks")
+    assert shlex.split(command) == ["deepspeed", "--hostfile", str(tmp_path / "hosts"), "--master_port", "29500",
+                                    "--master_addr", "10.0.0.1", "launch/train.py", "--config", "a b.yaml", "--set", "bf16=true"]
+
+
+@pytest.mark.parametrize(("hosts", "arguments", "message"), [
+    (None, ["--config", "x"], "is no file: write one line a machine"), ("node-1 slots=8\n", [], "arguments of launch/train.py are needed"),
+    ("node-1 8\n", ["x"], "line 1: 'node-1 8' is not 'host slots=GPUs'"), ("a slots=0\n", ["x"], "line 1"),
+    ("a slots=2\nb slots=2 c\n", ["x"], "line 2"), ("a slots=2\na slots=2\n", ["x"], "line 2: a stands there twice"),
+    ("# none\n", ["x"], "names no machine"), ("a slots=2\n", ["--master-port", "x", "y"], "--master-port is 'x'")])
+def test_a_hostfile_with_a_mistake_is_refused(repository, tmp_path, hosts, arguments, message):
+    done = multi_node(repository, tmp_path, hosts, "--dry-run", *arguments)
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ") and message in done.stderr
+
+
+def test_machines_without_pdsh_are_refused(repository, tmp_path):
+    environment = without_gpu(tmp_path)
+    (tmp_path / "programs" / "ssh").touch(mode=0o755)
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
+    done = subprocess.run([shutil.which("bash"), "launch/multi_node.sh", "--hostfile", str(tmp_path / "hosts"), "x"], cwd=repository,
+                          capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "error: pdsh was not found" in done.stderr

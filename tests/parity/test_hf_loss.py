@@ -39,7 +39,7 @@ def test_loss_and_gradients_equal_the_models_own(variant, packed_folder, tiny_mo
     network.zero_grad()
 
     module = DialogueLoss(network, facts.image_mean, facts.image_std)
-    loss_K, _ = module(batch.input_ids_BL, batch.frames_BTHWC, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N)
+    loss_K, _, _ = module(batch.input_ids_BL, batch.frames_BTHWC, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N)
     loss = (loss_K * turn_weights(supervised_by_turn([batch])).float()).sum()
     loss.backward()
     assert loss.item() == pytest.approx(reference.item(), rel=1e-5)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from vlmphys.batches import ClipOrder, collate, deal, load_step
+from vlmphys.batches import ClipOrder, StepReader, collate, deal, load_step
 from vlmphys.records import Split, Variant
 from vlmphys.shards import open_packed
 
@@ -94,3 +95,56 @@ def test_load_step_is_the_same_set_for_any_split_and_fills_empty_hands(packed_fo
         assert len({str(sorted(value[0].items())) + str(value[1:]) for value in found.values()}) == 1, found
     (stand_in,) = load_step(packed, order, last, rank=1, ranks=2, micro_batch=4, variant=Variant.MULTI_TURN, pad_token_id=5)
     assert stand_in.weightless and len(stand_in.target_N) == 0 and stand_in.tokens == 0 and len(stand_in.input_ids_BL) == 1
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_clip_is_dropped_or_repeated_for_any_ranks_workers_epoch_and_resume(ranks, workers, packed_folder):
+    packed = open_packed(packed_folder)
+    order = ClipOrder(packed.clip_ids(Split.TRAIN), 8, seed=0)
+    epochs, steps = 3, order.steps_per_epoch
+    expected = [order.clips_of_step(step) for step in range(epochs * steps)]
+    for resume in range(epochs * steps):
+        seen = [[] for _ in expected]
+        # In one round of deal after the other, as the ranks' hands lie in the global batch.
+        for rank in range(ranks):
+            read = partial(load_step, packed, ClipOrder(order.clip_ids, 8, seed=0), rank=rank, ranks=ranks, micro_batch=8 // ranks,
+                           variant=Variant.NO_PHYSICS, pad_token_id=5)
+            reader = StepReader(lambda step: read(step=step), epochs * steps, workers, CPU)
+            for step in range(resume, epochs * steps):
+                seen[step] += [clip for batch in reader.batches_of(step) if not batch.weightless for clip in batch.clip_ids]
+            reader.close()
+        assert seen[resume:] == expected[resume:]
+    for epoch in range(epochs):
+        assert sorted(itertools.chain(*expected[epoch * steps:(epoch + 1) * steps])) == order.clip_ids
+
+
+def test_batches_read_ahead_hold_what_batches_read_when_needed_hold(packed_folder):
+    packed = open_packed(packed_folder)
+    order = ClipOrder(packed.clip_ids(Split.TRAIN), 8, seed=0)
+    def read(step):
+        return load_step(packed, order, step, 0, 1, 4, Variant.MULTI_TURN, 5)
+    reader = StepReader(read, 6, 2, CPU)
+    for step in range(6):
+        for ahead, needed in zip(reader.batches_of(step), read(step), strict=True):
+            assert torch.equal(ahead.input_ids_BL, needed.input_ids_BL) and torch.equal(ahead.frames_BTHWC, needed.frames_BTHWC)
+            assert torch.equal(ahead.target_N, needed.target_N) and ahead.tokens_squared == needed.tokens_squared > ahead.tokens
+    reader.close()
+
+
+def test_an_error_while_reading_ahead_surfaces_at_its_own_step():
+    asked = []
+    def read(step):
+        asked.append(step)
+        if step == 3:
+            raise ValueError("shard is gone")
+        return [step]
+    reader = StepReader(read, 10, 2, CPU)
+    assert [reader.batches_of(step) for step in range(3)] == [[0], [1], [2]]
+    with pytest.raises(ValueError, match="shard is gone"):
+        reader.batches_of(3)
+    reader.close()
+    assert max(asked) <= 5, "no more than two steps ahead"

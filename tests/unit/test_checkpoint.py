@@ -11,7 +11,8 @@ from torch import nn
 
 from vlmphys import checkpoint
 from vlmphys.config import TrainConfig
-from vlmphys.engine import PlainEngine, World, connect
+from vlmphys.engine import MOMENTS, PlainEngine
+from vlmphys.world import World, connect
 
 pytestmark = pytest.mark.unit
 WORLD = World(0, 1, torch.device("cpu"))
@@ -135,10 +136,65 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_empty_tensors_are_noticed_when_they_are_written(tmp_path):
     engine = started()
     advance(engine, 0, 1)
-    engine.export_state = lambda: iter([("part0.weight", {"weight": torch.empty(0)})])  # what ZeRO-3 hands out if asked the wrong way
+    engine.export_state = lambda: iter([("part0.weight", {key: torch.empty(0) for key in ("weight", *MOMENTS)})])  # what ZeRO-3 hands out if asked the wrong way
     with pytest.raises(OSError, match="part0.weight"):
         checkpoint.save(engine, tmp_path, marker(1), keep=2)
     assert checkpoint.complete(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["longer", "missing", "not fp32"])
+def test_a_state_that_is_not_whole_is_no_checkpoint_and_the_older_one_stays(tmp_path, monkeypatch, damage):
+    engine = started()
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=1)
+    whole = engine.export_state
+    if damage == "longer":
+        write = checkpoint.save_file
+
+        def padded(tensors, path):
+            write(tensors, path)
+            with open(path, "ab") as stream:
+                stream.write(b"x")
+        monkeypatch.setattr(checkpoint, "save_file", padded)
+    elif damage == "missing":
+        engine.export_state = lambda: iter(list(whole())[:-1])
+    else:
+        engine.export_state = lambda: ((name, {key: value.bfloat16() for key, value in tensors.items()}) for name, tensors in whole())
+    words = {"longer": "bytes were written", "missing": "1 trained parameters were not handed out, first part1.weight",
+             "not fp32": "torch.bfloat16, instead of"}[damage]
+    with pytest.raises(OSError, match=f"checkpoint of step 2 could not be written .*{words}.*the older checkpoints are untouched"):
+        checkpoint.save(engine, tmp_path, marker(2), keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
+    checkpoint.read_marker(checkpoint.folder_of(tmp_path, 1))
+
+
+def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path, monkeypatch):
+    engine = started()
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=1)
+    taken = []
+    whole = engine.export_state
+
+    def export():
+        for item in whole():
+            taken.append(item[0])
+            yield item
+
+    def full(tensors, path):
+        raise checkpoint.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 1)
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    engine.export_state = export
+    with pytest.raises(OSError, match="No space left on device.*free some disk space there and start the same command again"):
+        checkpoint.save(engine, tmp_path, marker(2), keep=1)
+    assert taken == list(engine.trained), "other ranks would wait for the rest for ever"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
+
+
+def test_another_engine_or_number_of_ranks_is_told_and_allowed():
+    assert checkpoint.saved_elsewhere(marker(1), "plain", 1) == ""
+    assert "written by engine plain on 1 rank(s); here it is fsdp on 1" in checkpoint.saved_elsewhere(marker(1), "fsdp", 1)
+    assert "here it is plain on 2" in checkpoint.saved_elsewhere(marker(1), "plain", 2)
 
 
 def test_ranks_without_a_meeting_place_are_refused(monkeypatch):

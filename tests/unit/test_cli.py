@@ -44,6 +44,25 @@ def test_a_run_that_does_not_fit_says_what_does_with_status_1(here, capsys, tiny
     assert "it does not fit: each card has 10.2 MiB" in out and "nothing fits; the least: --set" in out
 
 
+def test_settings_alone_for_scripts(here, capsys, tiny_model_folder, packed_folder):
+    settings = ("--data", packed_folder, "--host-gib", 16, "--settings", "--set", f"model={tiny_model_folder}", "engine=plain")
+    assert run("plan", *settings) == 0
+    assert capsys.readouterr().out == ""
+    peaks = []
+    for batch in (20, 1):
+        run("plan", *(word for word in settings if word != "--settings"), f"per_device_train_batch_size={batch}", "--gpu-gib", 8, "--json")
+        peaks.append(json.loads(capsys.readouterr().out)["as_given"]["gpu_peak"])
+    between = sum(peaks) / 2 / (1 << 30)
+    assert run("plan", *settings, "per_device_train_batch_size=20", "--gpu-gib", between, "--only-batch") == 0
+    words = dict(word.split("=") for word in capsys.readouterr().out.split())
+    assert set(words) == {"per_device_train_batch_size", "gradient_accumulation_steps"}
+    assert int(words["per_device_train_batch_size"]) * int(words["gradient_accumulation_steps"]) == 20
+    assert run("plan", *settings, "per_device_train_batch_size=20", "--gpu-gib", 0.5, "--only-batch") == 1
+    answer = capsys.readouterr()
+    assert answer.out == "" and answer.err.startswith("error: it does not fit (1 x 0.5 GiB") and "each card has" in answer.err
+    assert "even with per_device_train_batch_size=1" in answer.err
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--config", "no_such.yaml"), "no such config file"),
     (("--set", "learning_rat=1"), "did you mean 'learning_rate'"),

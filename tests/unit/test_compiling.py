@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vlmphys.compiling import build_folder, remove_stale_lock
+from vlmphys.compiling import build_folder, remove_stale_lock, wait_for_lock
 
 pytestmark = pytest.mark.unit
 
@@ -42,6 +42,24 @@ def test_the_lock_of_a_running_build_is_left(tmp_path):
         finally:
             build.kill()
     assert remove_stale_lock(tmp_path)
+
+
+def test_a_start_waits_for_a_running_build_and_goes_on_when_it_dies(tmp_path, capsys):
+    old_lock(tmp_path)
+    ninja = tmp_path / "ninja"
+    ninja.symlink_to(sys.executable)
+    with subprocess.Popen([str(ninja), "-c", "import time; time.sleep(2)"], cwd=tmp_path):
+        wait_for_lock(tmp_path)
+    assert not (tmp_path / "lock").exists()
+    assert capsys.readouterr().out.count("waiting for another process") == 1
+    wait_for_lock(tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_another_environment_compiles_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert tmp_path in build_folder("cpu_adam").parents
 
 
 def test_the_build_folder_follows_torchs_variable(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from vlmphys.config import (FIELDS, FREE_ON_RESUME, TrainConfig, config_sha256, differences, from_mapping, load_config, read_back,
+from vlmphys.config import (ALIASES, FIELDS, FREE_ON_RESUME, TrainConfig, config_sha256, differences, from_mapping, load_config, read_back,
                             read_deepspeed_json, to_yaml)
 
 pytestmark = pytest.mark.unit
@@ -43,11 +43,23 @@ def test_all_problems_are_told_at_once(tmp_path):
         assert part in message, part
 
 
+@pytest.mark.parametrize(("short", "key"), [
+    ("lr", "learning_rate"), ("epochs", "num_train_epochs"), ("batch_size", "per_device_train_batch_size"), ("wd", "weight_decay"),
+    ("warmup", "warmup_ratio"), ("dropout", "lora_dropout"), ("LR", "learning_rate"), ("scheduler", "lr_scheduler_type")])
+def test_short_names_of_other_programs_suggest_the_right_key(short, key):
+    with pytest.raises(ValueError, match=f"unknown key '{short}'; did you mean '{key}'"):
+        from_mapping({short: 1})
+
+
+def test_every_short_name_stands_for_a_key_and_hides_none():
+    assert set(ALIASES.values()) <= set(FIELDS) and not set(ALIASES) & set(FIELDS)
+
+
 @pytest.mark.parametrize(("key", "value"), [
     ("per_device_train_batch_size", 0), ("gradient_accumulation_steps", 0), ("learning_rate", 0), ("learning_rate", -1e-3),
     ("warmup_ratio", 1.0), ("max_steps", 0), ("num_train_epochs", 0), ("save_total_limit", 0), ("max_grad_norm", -1), ("seed", 1.5),
-    ("tune", "qlora"),
-    ("engine", "fsdp"), ("deepspeed", "no_such.json"), ("learning_rate", float("nan")), ("engine", "deepspeed"), ("adam_beta2", 1)])
+    ("tune", "q-lora"),
+    ("engine", "ddp"), ("deepspeed", "no_such.json"), ("learning_rate", float("nan")), ("engine", "deepspeed"), ("adam_beta2", 1)])
 def test_each_value_out_of_range_is_refused_by_name(key, value):
     with pytest.raises(ValueError, match=key):
         from_mapping({key: value})
@@ -67,6 +79,10 @@ def test_engine_follows_the_deepspeed_file(zero2):
     ({"zero_optimisation": {"stage": 2}}, "did you mean 'zero_optimization'"),
     ({"zero_optimization": {"stage": 0}}, "stage 0"), ({"zero_optimization": 2}, "zero_optimization 2: an object is needed"),
     ({"zero_optimization": None}, "zero_optimization None"),
+    ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}}, "offload_optimizer.device 'nvme' at stage 2.*stage 3 only"),
+    ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "offload_param.device 'cpu' at stage 1"),
+    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}, "needed: none, cpu, nvme"),
+    ({"zero_optimization": {"stage": 3, "offload_param": True}}, "offload_param True"),
     ({}, "stage None")])
 def test_deepspeed_json_holds_sharding_only(tmp_path, settings, part):
     path = tmp_path / "ds.json"
@@ -78,7 +94,8 @@ def test_deepspeed_json_holds_sharding_only(tmp_path, settings, part):
 def test_every_shipped_json_and_recipe_is_valid(repository, monkeypatch):
     monkeypatch.chdir(repository)
     files = sorted((repository / "ds_configs").glob("*.json"))
-    assert {"zero1.json", "zero2.json", "zero2_offload.json", "single_4090.json"} <= {path.name for path in files}
+    assert {path.name for path in files} == {"single_4090.json", *(
+        f"{name}.json" for name in ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_nvme"))}
     for path in files:
         read_deepspeed_json(str(path))
     recipes = sorted((repository / "launch" / "recipes").glob("*.yaml"))

@@ -16,6 +16,7 @@ WHOLE = {
     "packages": dict.fromkeys(doctor.PACKAGES, "1.0"), "gpus": [],
     "cpu": {"cores": 2, "name": "a CPU", "avx2": True, "avx512f": True, "avx512_bf16": False, "amx_bf16": False},
     "host_memory": {"total": 16 * GIB, "available": 12 * GIB}, "free_disk": 20 * GIB, "compiler": "c++ 12", "ninja": "ninja 1.11",
+    "aio": {"compatible": True, "error": None}, "bitsandbytes": "0.49",
     "cpu_adam": {"compatible": True, "compiled": False, "lock": None, "seconds": None, "error": None},
     "video": {"codecs": {"h264": True, "hevc": True, "av1": True}, "h264_encoder": "libx264",
               "readers": {"pyav": "works", "decord": "works"}},
@@ -65,6 +66,18 @@ def test_little_memory_stops_the_quick_start():
 def test_what_the_quick_start_does_not_need_does_not_stop_it(changes, part):
     found = judged(**changes)
     assert not found[part].works and found["quick start"].works
+
+
+def test_each_engine_is_judged():
+    whole = judged(gpus=[CARD])
+    assert "NCCL" in whole["ZeRO, FSDP"].remark and whole["NVMe offload"].works and whole["qlora"].works
+    found = judged(aio={"compatible": False}, bitsandbytes=None)
+    assert "gloo" in found["ZeRO, FSDP"].remark and found["CPU offload"].works
+    assert not found["NVMe offload"].works and "libaio-dev" in found["NVMe offload"].remark
+    assert "no CUDA GPU; bitsandbytes is not installed" in found["qlora"].remark and found["quick start"].works
+    without_adam = judged(cpu_adam={"compatible": False})
+    assert not without_adam["CPU offload"].works and without_adam["ZeRO, FSDP"].works
+    assert not judged(packages={"deepspeed": None})["ZeRO, FSDP"].works
 
 
 def test_compiled_needs_no_compiler_and_bf16_on_a_cpu_is_judged():
@@ -124,7 +137,7 @@ def test_a_lock_that_was_left_behind_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     facts = doctor.cpu_adam_facts(build=False)
     assert facts["compatible"] and not facts["lock"] and (not facts["compiled"] or doctor.version_of("deepspeed"))
-    folder = tmp_path / "py311_cpu" / "cpu_adam"
+    folder = tmp_path / "cpu_adam"
     folder.mkdir(parents=True)
     (folder / "lock").write_text("")
     (folder / "cpu_adam.so").write_text("")

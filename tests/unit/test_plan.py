@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from vlmphys import memory, plan
+from vlmphys.cases import GIB, Case, Sharding, sharding_of
 from vlmphys.config import TrainConfig, to_yaml
-from vlmphys.memory import GIB, Case, Sharding, sharding_of
 
 pytestmark = pytest.mark.unit
 
@@ -21,18 +21,15 @@ ZERO3 = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 50000000, "stag
                                "stage3_prefetch_bucket_size": 5e7}}
 LORA = TrainConfig(model="7b", tune="lora", lora_r=128, bf16=True, gradient_checkpointing=True, per_device_train_batch_size=1,
                    gradient_accumulation_steps=16)
-FULL = replace(LORA, tune="full")
+FULL, QLORA = replace(LORA, tune="full"), replace(LORA, tune="qlora")
+FSDP = None
 
 
 @pytest.fixture(scope="module")
 def published():
     """The config of LanguageBind/Video-LLaVA-7B-hf."""
-    from transformers import CLIPVisionConfig, LlamaConfig, VideoLlavaConfig
-    vision = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224,
-                              patch_size=14, projection_dim=768)
-    text = LlamaConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
-                       max_position_embeddings=4096)
-    return VideoLlavaConfig(vision_config=vision, text_config=text, image_token_index=32000, video_token_index=32001, video_seq_length=2056)
+    from published import published_config
+    return published_config()
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +43,10 @@ def machine(gpu_gib, gpus, host_gib=512):
 
 
 def case7b(size, published, config, settings, where):
+    """`settings`: the content of a DeepSpeed JSON, or `FSDP`."""
     data = plan.assumed_data(config, size, published)
     case = plan.case_of(config, plan.tuned_size(size, config), data, where)
-    return replace(case, sharding=sharding_of("test.json", settings))
+    return replace(case, sharding=sharding_of("test.json", settings) if settings else Sharding("fsdp", fsdp=True))
 
 
 def test_the_published_model_is_counted(size7b):
@@ -72,7 +70,10 @@ def test_lora_of_the_published_model(size7b):
     (LORA, ZERO2, 8, 14.70, 0.429, 0.0),          # 12 B x 0.286 B / 8
     (FULL, OFFLOAD, 1, 14.13, 0.0, 71.27),
     (FULL, ZERO2, 8, 14.13, 8.909, 0.0),
-    (FULL, ZERO3, 8, 1.766, 8.909, 0.0)])
+    (FULL, ZERO3, 8, 1.766, 8.909, 0.0),
+    (FULL, FSDP, 8, 3.251, 5.939, 0.0),           # masters 4 B and frozen weights 2 B / 8; moments 8 B / 8
+    (LORA, FSDP, 8, 1.909, 0.286, 0.0),
+    (QLORA, OFFLOAD, 1, 5.087, 0.0, 3.435)])      # 6.476 B at 0.516 B a weight, the rest and LoRA at 2 B
 def test_bytes_of_the_published_model(size7b, published, config, settings, gpus, weights_gb, states_gb, host_states_gb):
     case = case7b(size7b, published, config, settings, machine(80, gpus))
     assert memory.weight_bytes(case) / 1e9 == pytest.approx(weights_gb, rel=1e-3)
@@ -88,12 +89,13 @@ def test_what_fits_the_cards_that_people_have(size7b, published):
         return not plan.estimate(case7b(size7b, published, config, settings, where)).shortages(where)
 
     assert fits(LORA, OFFLOAD, 24, 1, host_gib=64) and not fits(LORA, OFFLOAD, 16, 1)
-    assert not fits(LORA, OFFLOAD, 24, 1, host_gib=24)          # the checkpoint alone is 29 GB in fp32
+    assert fits(LORA, OFFLOAD, 24, 1, host_gib=24) and not fits(LORA, OFFLOAD, 24, 1, host_gib=16)      # the checkpoint: 15 GB in bf16
     assert not fits(replace(LORA, gradient_checkpointing=False), OFFLOAD, 24, 1)
     assert not fits(replace(LORA, bf16=False), OFFLOAD, 24, 1)
     assert fits(FULL, OFFLOAD, 24, 1, host_gib=192) and not fits(FULL, OFFLOAD, 24, 1, host_gib=128)
     assert not fits(FULL, ZERO2, 24, 8) and fits(FULL, ZERO2, 80, 8) and not fits(FULL, ZERO2, 80, 1)
-    assert fits(FULL, ZERO3, 24, 8)
+    assert fits(FULL, ZERO3, 24, 8) and fits(FULL, FSDP, 24, 8) and not fits(FULL, FSDP, 24, 2)
+    assert fits(QLORA, OFFLOAD, 12, 1) and not fits(LORA, OFFLOAD, 12, 1)
     assert not fits(LORA, ZERO2, 24, 8, host_gib=128)           # eight ranks load eight copies
 
 
@@ -141,6 +143,33 @@ def test_checkpointing_keeps_one_layer_and_every_input(size7b, published):
     without = replace(case, config=replace(LORA, gradient_checkpointing=False))
     saved = memory.activation_bytes(without) - memory.activation_bytes(case)
     assert saved == case.positions * (31 * memory.layer_bytes_per_token(case) - 32 * 4096 * 2)
+
+
+def test_the_checkpoint_is_loaded_in_the_runs_precision_and_the_first_rank_alone_writes_the_model(size7b, published):
+    case = case7b(size7b, published, FULL, ZERO2, machine(80, 8))
+    assert memory.loading_bytes(case) == 2 * size7b.published
+    assert memory.loading_bytes(replace(case, sharding=Sharding("plain"))) == 4 * size7b.published
+    phases = memory.host_phases(case)
+    assert phases["loading"]["loaded checkpoint"] == 8 * 2 * size7b.published
+    assert phases["writing the model"]["file in the making"] == 2 * size7b.base
+    lora = case7b(size7b, published, LORA, ZERO2, machine(80, 8))
+    assert memory.host_phases(lora)["writing the model"]["file in the making"] == 2 * lora.size.trained
+
+
+def test_zero3_holds_the_whole_model_before_it_is_divided(size7b, published):
+    case = case7b(size7b, published, FULL, ZERO3, machine(24, 8))
+    assert memory.device_phases(case)["start"]["weights"] == 2 * size7b.base
+    assert "start" not in memory.device_phases(case7b(size7b, published, FULL, FSDP, machine(24, 8)))
+
+
+def test_validation_has_a_phase_and_keeps_one_checkpoint_more(size7b, published):
+    config = replace(FULL, eval_steps=10, per_device_eval_batch_size=4)
+    case = case7b(size7b, published, config, ZERO2, machine(80, 8))
+    assert "validation" in memory.device_phases(case) and memory.checkpoints_kept(case) == 4
+    assert memory.checkpoints_kept(replace(case, config=replace(config, save_steps=0))) == 0
+    turns = memory.device_phases(replace(case, config=replace(FULL, turn_grad_norm_steps=5)))
+    assert turns["turn gradients"]["turn's own gradients"] == 6 * size7b.trained
+    assert memory.validation_bytes(case) == 8 * 2906 * (16 * 4096 + 2 * (4 * 4096 + 3 * 11008))
 
 
 def test_logits_on_supervised_positions_alone(size7b, published):
@@ -206,7 +235,7 @@ def test_a_plan_from_a_config_alone(folder7b, repository_here):
     assert result["time"]["seconds"] is None and "--run" in result["time"]["reason"]
     assert "none at 'no_such_folder'; assumed" in result["data"]
     files = list((plan.REPOSITORY / "ds_configs").glob("*.json"))
-    assert len(result["options"]) >= 4 and len(result["options"]) + len(result["refused_files"]) == len(files)
+    assert len(result["options"]) >= 6 and len(result["options"]) + len(result["refused_files"]) == len(files)
     for one in result["options"]:
         assert one["per_device_train_batch_size"] * one["gradient_accumulation_steps"] == 16
     best = result["options"][0]
@@ -227,10 +256,56 @@ def test_where_the_config_does_not_fit_the_first_change_that_fits_is_named(folde
     assert "bf16" not in result["fitting"]["set"] and not result["fitting"]["shortages"]
 
 
-def test_full_tuning_that_needs_more_host_memory_is_led_to_lora(folder7b, repository_here):
+def test_only_the_micro_batch_is_changed_where_that_is_asked(folder7b, repository_here):
+    config = lora_config(folder7b, per_device_train_batch_size=16)
+    config = replace(config, gradient_accumulation_steps=1)
+    result = plan.make_plan(config, machine(24, 1, 64), only_batch=True)
+    words = dict(word.split("=") for word in result["fitting"]["set"].split())
+    assert set(words) == {"per_device_train_batch_size", "gradient_accumulation_steps"}
+    assert int(words["per_device_train_batch_size"]) * int(words["gradient_accumulation_steps"]) == 16
+    nothing = plan.make_plan(replace(config, tune="full"), machine(24, 1, 64), only_batch=True)
+    assert nothing["fitting"] is None and "of host memory" in nothing["least"]["shortages"][0]
+    assert nothing["least"]["set"] == "per_device_train_batch_size=1 gradient_accumulation_steps=16"
+
+
+def test_several_cards_may_use_fsdp(folder7b, repository_here):
+    config = replace(lora_config(folder7b, tune="full"), deepspeed=None, engine="fsdp")
+    result = plan.make_plan(config, machine(24, 8, 512))
+    assert result["fits"] and result["as_given"]["sharding"] == "fsdp" and "fsdp" in [one["sharding"] for one in result["options"]]
+    other = next(one for one in result["options"] if one["sharding"].endswith("zero3.json"))
+    assert "engine=deepspeed" in other["set"] and "deepspeed=ds_configs/zero3.json" in other["set"]
+    alone = plan.make_plan(lora_config(folder7b), machine(24, 1, 64))
+    assert "fsdp" not in [one["sharding"] for one in alone["options"]]
+
+
+def test_qlora_needs_a_gpu_and_weights_that_are_not_divided(folder7b, repository_here):
+    config = lora_config(folder7b, tune="qlora")
+    assert plan.make_plan(config, machine(12, 1, 32))["fits"]
+    assert "CUDA GPU" in plan.make_plan(config, machine(None, 0, 64))["as_given"]["shortages"][-1]
+    divided = replace(config, deepspeed="ds_configs/zero3.json")
+    assert "ZeRO-1 and ZeRO-2 alone" in plan.make_plan(divided, machine(24, 1, 64))["as_given"]["shortages"][-1]
+
+
+def test_time_is_guessed_where_the_cards_peak_is_known(folder7b, repository_here):
+    config = lora_config(folder7b, max_steps=100)
+    unknown = plan.make_plan(config, machine(24, 1, 64))["time"]
+    assert unknown["seconds"] is None and unknown["assumed"]["seconds"] is None and "gpu_peak_tflops" in unknown["assumed"]["reason"]
+    known = plan.make_plan(config, replace(machine(24, 1, 64), card="NVIDIA GeForce RTX 4090"))["time"]
+    assert known["seconds"] is None and "assumed and not measured: 30% of 165.2" in known["assumed"]["reason"]
+    # 4 FLOPs a frozen weight and token, and what attention, LoRA, head and tower add to it.
+    of_clip = 0.3 * 165.2e12 / known["assumed"]["clips_per_second"]
+    assert 1 < of_clip / (4 * 6.476e9 * 2906) < 1.2
+    assert known["assumed"]["seconds"] == pytest.approx(1600 / known["assumed"]["clips_per_second"], rel=1e-3)
+    twice = plan.make_plan(replace(config, gpu_peak_tflops=330.4), machine(24, 1, 64))["time"]["assumed"]
+    assert twice["clips_per_second"] == pytest.approx(2 * known["assumed"]["clips_per_second"])
+
+
+def test_full_tuning_that_needs_more_host_memory_is_led_to_a_disk_or_to_lora(folder7b, repository_here):
     result = plan.make_plan(lora_config(folder7b, tune="full"), machine(24, 1, 64))
     assert not result["fits"] and "of host memory" in result["as_given"]["shortages"][0]
-    assert "tune=lora" in result["fitting"]["set"]
+    assert "deepspeed=ds_configs/zero3_nvme.json" in result["fitting"]["set"]
+    small = plan.make_plan(lora_config(folder7b, tune="full"), replace(machine(24, 1, 64), disk=100 * GIB))
+    assert "tune=lora" in small["fitting"]["set"]
 
 
 def test_where_nothing_fits_the_least_is_named(folder7b, repository_here):
@@ -357,9 +432,7 @@ def test_check_fits_names_a_change_that_fits(tiny_model_folder, packed_folder, t
 
 
 def test_check_fits_obeys_force():
-    class Forced(TrainConfig):
-        force = True
-    plan.check_fits(Forced(model="no such model"))
+    plan.check_fits(TrainConfig(model="no such model", force=True))
     with pytest.raises(ValueError, match="no such model"):
         plan.check_fits(TrainConfig(model="no such model"))
 

@@ -198,11 +198,44 @@ def test_labels_from_a_second_file(tmp_path):
     with pytest.raises(ValueError, match="x.csv:3: clip 'fan/2' has no label: it is not in the --labels file either"):
         read_predictions(path, read_labels(labels))
     path.write_text("clip_id,label,score\nfan/1,0,0.2\n")
-    with pytest.raises(ValueError, match="has label 0, the --labels file says 1"):
+    with pytest.raises(ValueError, match="has label 0 by its row, the --labels file says 1"):
         read_predictions(path, read_labels(labels))
     labels.write_text("clip_id,label\nfan/1,1\nfan/1,0\n")
     with pytest.raises(ValueError, match="labels.csv:3: clip 'fan/1' has two labels"):
         read_labels(labels)
+
+
+def test_labels_of_the_packed_data_fill_in_and_contradictions_are_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("clip_id,score\nfan/1,0.2\nfan/2,0.4\n")
+    packed = {"fan/1": 1, "fan/2": 0, "fan/3": 1}
+    read = read_predictions(path, packed_labels=packed)
+    assert read.labels_N.tolist() == [1, 0] and read.absent == 0, "clips of other sides are not missing"
+    with pytest.raises(ValueError, match="x.csv:3: clip 'fan/2' has no label: it is not in --data either"):
+        read_predictions(path, packed_labels={"fan/1": 1})
+    with pytest.raises(ValueError, match="clip 'fan/1' has label 0 by the --labels file, --data says 1"):
+        read_predictions(path, {"fan/1": 0}, packed)
+    path.write_text("clip_id,label,score\nfan/1,0,0.2\n")
+    with pytest.raises(ValueError, match="clip 'fan/1' has label 0 by its row, --data says 1"):
+        read_predictions(path, packed_labels=packed)
+
+
+@pytest.mark.parametrize("header, message", [
+    ("clip_id;label;score", "no column clip_id and no column score; it has: clip_id, label, score; its fields seem to be parted by "
+                            "semicolons: save it with commas between fields and points in numbers"),
+    ("clip_id\tscore", "it has: clip_id, score; its fields seem to be parted by tabs"),
+    ("video,label,p", "no column clip_id and no column score; it has: video, label, p; name the columns in its first line, at least "
+                      "clip_id, score"),
+    ("clip_id,label,Score", "the header has no column score; it has: clip_id, label, Score; name")])
+def test_a_header_without_its_columns_is_refused_before_any_row(tmp_path, header, message):
+    path = tmp_path / "x.csv"
+    path.write_text(f"{header}\nfan/1;1;0,5\n")
+    with pytest.raises(ValueError) as caught:
+        read_predictions(path)
+    assert str(caught.value).startswith(f"{path}:1: the header has no column ") and message in str(caught.value)
+    if header == "video,label,p":
+        with pytest.raises(ValueError, match="no column clip_id; it has: video, label, p; .* at least clip_id, label"):
+            read_labels(path)
 
 
 def test_json_rows_keep_the_designs_keys(tmp_path):

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from vlmphys.priors import (KINDS, PARTS, StateTexts, duplicates, known_categories, leaks, lint, load_prior, load_priors, priors_sha256,
-                            read_prior)
+from vlmphys.priors import (KINDS, PARTS, StateTexts, duplicates, few_texts, known_categories, leaks, lint, load_prior, load_priors,
+                            priors_sha256, read_prior)
 
 pytestmark = pytest.mark.unit
 
@@ -85,7 +85,9 @@ def test_lint_finds_what_spoils_an_experiment():
     repeating = replace(fan, states={**fan.states, "uneven": uneven})
     assert any("repeats fan: states.stuck.explanations" in problem for problem in lint(repeating))
     few = StateTexts(fan.states["stuck"].descriptions[:4], fan.states["stuck"].explanations)
-    assert any("states.stuck.descriptions has 4 texts" in problem for problem in lint(replace(fan, states={**fan.states, "stuck": few})))
+    fewer = replace(fan, states={**fan.states, "stuck": few})
+    assert lint(fewer) == [], "few texts are no fault"
+    assert few_texts(fewer) == ["fan: states.stuck.descriptions has 4 of the 5 or more texts that are wanted"] and few_texts(fan) == []
 
 
 def test_duplicates_across_categories_are_found():
@@ -95,7 +97,7 @@ def test_duplicates_across_categories_are_found():
 
 
 def test_unknown_category_offers_the_nearest():
-    with pytest.raises(ValueError, match=r"'rubberband' \(did you mean 'rubber_band'\?\).*Known: ball"):
+    with pytest.raises(ValueError, match=r"'rubberband' \(did you mean 'rubber_band'\?\).*Known: ball.*--priors"):
         load_priors(["fan", "rubberband"])
     with pytest.raises(ValueError, match="'../fan'"):
         load_prior("../fan")
@@ -105,6 +107,8 @@ def test_state_texts_by_folder_name():
     fan = load_prior("fan")
     assert fan.texts_of("train") is fan.texts_of("anomaly_free")
     with pytest.raises(ValueError, match=r"'fan' has no texts for the state 'stuk' \(did you mean 'stuck'\?\); it has: .*fan\.yaml"):
+        fan.texts_of("stuk")
+    with pytest.raises(ValueError, match="--priors"):
         fan.texts_of("stuk")
 
 
@@ -117,6 +121,8 @@ def test_a_user_adds_a_category_with_one_file(tmp_path):
     assert load_prior("fan", tmp_path).motion == "The wheel turns and water flows."
     with pytest.raises(ValueError, match="priors folder .*nowhere does not exist"):
         load_priors(["fan"], extra_dir=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=re.escape(f"priors folder {tmp_path / 'fan.yaml'} is a file: give its folder, {tmp_path}")):
+        load_priors(["fan"], extra_dir=tmp_path / "fan.yaml")
 
 
 def test_questions_of_a_file_replace_the_defaults(tmp_path):
@@ -138,6 +144,10 @@ def test_questions_of_a_file_replace_the_defaults(tmp_path):
     ("[Dirt blocks the pipe.]", "Dirt blocks the pipe.", r"states\.blocked\.explanations \(line 10\): a list of at least one text"),
     ("[Dirt blocks the pipe.]", "[]", r"states\.blocked\.explanations \(line 10\): a list of at least one text"),
     ("[Dirt blocks the pipe.]", "[yes]", r"states\.blocked\.explanations \(line 10\): one text is expected"),
+    ("[Dirt blocks the pipe.]", "[Dirt is there, so the pipe is blocked.]",
+     r"states\.blocked\.explanations \(line 10\): 'Dirt is there' does not begin .*does it need quotes\?.*'so the pipe is blocked\.'"),
+    ("The motor turns the wheel.", "the motor turns the wheel.", r"dynamic \(line 2\): 'the motor turns the wheel\.' does not begin"),
+    ("[Dirt blocks the pipe.]", "[Dirt blocks the pipe]", "'Dirt blocks the pipe' does not begin"),
     ("[Dirt blocks the pipe.]", "['']", r"states\.blocked\.explanations \(line 10\) is empty"),
     ("[Dirt blocks the pipe.]", "['Dirt: see <video>.']", r"\(line 10\) holds '<video>'"),
     ("[Dirt blocks the pipe.]", "['Verdict: Normal. No dirt.']", r"\(line 10\) holds 'Verdict:'"),
@@ -154,6 +164,12 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path, old, new, message):
     with pytest.raises(ValueError, match=message) as error:
         read_prior(path)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["2 wheels turn!", "\"Stuck\" is what one calls it.", "Does it turn (or not?)", "泵转动。", "Él gira."])
+def test_sentences_of_other_kinds_pass(tmp_path, text):
+    path = write(tmp_path, GOOD.replace("[Dirt blocks the pipe.]", f"\n    - '{text}'"))
+    assert read_prior(path).states["blocked"].explanations == (text,)
 
 
 def test_a_file_that_is_no_text(tmp_path):

@@ -165,6 +165,25 @@ def test_undefined_figures_and_missing_scores_do_not_break_the_page(tmp_path):
     assert not re.search(r"\bnan\b", text.lower().replace("empty or nan", ""))
 
 
+def test_the_head_counts_and_the_text_says_what_explanations_are(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clip_id,label,score\nfan/1,1,0.5\nfan/2,0,0.1\n")
+    table = read_predictions(path)
+    runs = {"p": score_predictions(table)}
+    html = write_html(runs, {"p": table})
+    assert "2 clips, 1 of them anomalous, in 1 category<" in html and "mean AUROC over 1 category<" in html
+    assert "Explanations are the model's own words; nothing checks them against its verdict." in html
+    with open(path, "a") as stream:
+        stream.write("gear/1,1,0.5\n")
+    other = read_predictions(path)
+    runs, tables = {"p": runs["p"], "q": score_predictions(other)}, {"p": table, "q": other}
+    for scores in runs.values():
+        scores["warnings"].append("said by both")
+    html = write_html(runs, tables)
+    assert "2 / 3 clips, 1 / 2 of them anomalous, in 2 categories<" in html and "mean AUROC over 1 of 2 categories<" in html
+    assert re.search(r'class="box warnings"><ul>(.*?)</ul>', html).group(1).count("said by both") == 1
+
+
 def test_charts_are_well_formed_and_show_the_curve():
     labels, scores = np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 2.0, 3.0])
     svg = roc_svg([("a", labels, scores), ("one class", np.ones(3), np.arange(3.0))], "fan")
@@ -173,6 +192,9 @@ def test_charts_are_well_formed_and_show_the_curve():
     assert points[0][0] < points[-1][0] and points[0][1] > points[-1][1] and len(points) == 5
     svg = histogram_svg(labels, np.array([0.0, 1.0, np.nan, np.inf]), 0.5, "fan")
     assert Page(svg).open == [] and {attrs["class"] for attrs in Page(svg).named("rect")} == {"normal", "anomalous"}
+    words = re.findall(r'class="axis">(.*?)<', svg)
+    assert words == ["score", "share of the class (tallest bar 100%)"]
+    assert all(float(attrs["y"]) >= 14 and float(attrs["y"]) + float(attrs["height"]) <= 90.1 for attrs in Page(svg).named("rect"))
     assert "no scores" in histogram_svg(labels[:1], np.array([np.nan]), 0.0, "x")
 
 
@@ -188,5 +210,10 @@ def test_losses_by_turn_are_shown(tmp_path, scored):
     html = write_html(runs, predictions, losses={"multi_turn": row})
     heads = re.search(r"<h2>Training loss by turn</h2>.*?<thead>(.*?)</thead>", html).group(1)
     assert re.findall("<th>(.*?)</th>", heads) == ["run", "step", "all tokens", "turn 1", "turn 4"] and "<td>0.5123</td>" in html
+    # A variant with one answer has its verdict there, which must not stand below the others' first turn.
+    html = write_html(runs, predictions, losses={"multi_turn": row, "no_physics": {"loss": 0.3, "loss_turn_1": 0.2, "loss_turn_2": None}})
+    heads, body = re.search(r"<h2>Training loss by turn</h2>.*?<thead>(.*?)</thead><tbody>(.*?)</tbody>", html).groups()
+    assert re.findall("<th>(.*?)</th>", heads)[2:] == ["all tokens", "turn 1", "turn 4", "verdict turn (only turn)"]
+    assert re.findall("<td>(.*?)</td>", body)[-5:] == ["–", "0.3000", "–", "–", "0.2000"]
     with pytest.raises(ValueError, match="no such run folder"):
         last_losses(tmp_path / "none")

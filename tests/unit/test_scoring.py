@@ -11,7 +11,8 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from vlmphys.predictions import read_predictions
 from vlmphys.records import Split
-from vlmphys.scoring import NOT_COMPUTED, PHYS_AD_CATEGORIES, mean_record, name_runs, score_predictions, scores_document
+from vlmphys.scoring import (NOT_COMPUTED, PHYS_AD_CATEGORIES, compare_clips, mean_record, name_runs, score_predictions,
+                             scores_document)
 from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY
 from vlmphys.tables import console_text, markdown_text
 
@@ -109,10 +110,17 @@ def test_missing_scores_are_counted_and_never_zero(tmp_path):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     scores = scored(tmp_path / "p.jsonl")
     fan = scores["per_category"]["fan"]
-    assert (fan["n"], fan["n_missing"], fan["n_unparsed"]) == (14, 2, 2)
-    assert (fan["auroc"], fan["ap"], fan["accuracy"]) == (whole["auroc"], whole["ap"], whole["accuracy"])
-    assert fan["auroc_verdict"] < whole["auroc_verdict"], "a clip without a verdict counts as wrong"
-    assert any("2 of 14 clips have no score" in warning for warning in scores["warnings"])
+    assert (fan["n"], fan["n_missing"], fan["n_unparsed"]) == (14, 2, 0)
+    keys = ("auroc", "ap", "accuracy", "auroc_verdict")
+    assert [fan[key] for key in keys] == [whole[key] for key in keys], "a verdict that comes from the score is missing where the score is"
+    assert scores["warnings"] == ["2 of 14 clips have no score (null, empty or NaN) and are left out of all figures"]
+    for row in rows:
+        row["verdict"] = "anomalous" if row["label"] else "normal"
+    rows[-1]["verdict"] = "unparsed"
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = scored(tmp_path / "p.jsonl")
+    assert scores["per_category"]["fan"]["auroc_verdict"] == pytest.approx((1 + 9 / 10) / 2), "the file's own verdicts count all the same"
+    assert "left out of AUROC, AP and accuracy" in scores["warnings"][0] and "1 of 14 verdicts could not be read" in scores["warnings"][1]
 
 
 def test_the_files_own_verdicts_are_used(tmp_path):
@@ -149,10 +157,61 @@ def test_equal_scores_and_clips_of_train_and_val_are_warned_of(tmp_path):
     sides |= {rows[0]["clip_id"]: Split.TRAIN, rows[2]["clip_id"]: Split.VAL, "fan/test/stuck/absent": Split.TEST}
     scores = scored(tmp_path / "p.jsonl", split=SimpleNamespace(protocol="weak", sha256="abc", clips=sides))
     text = "\n".join(scores["warnings"])
-    assert "all scores are equal in fan" in text and "1 clips stand in the train split" in text
-    assert f"1 clips stand in the val split: their scores are not those of a test (first {rows[2]['clip_id']})" in text
-    assert "1 clips are not in the split" in text and "1 test clips of the split have no prediction" in text
+    assert "all scores are equal in fan" in text and "1 clip stands in the train split" in text
+    assert f"1 clip stands in the val split: such scores are not those of a test (first {rows[2]['clip_id']})" in text
+    assert "1 clip is not in the split" in text and scores["warnings"][-1] == "1 test clip has no prediction"
     assert scores["protocol"] == "weak" and scores["fingerprints"]["split"] == "abc"
+
+
+def test_test_clips_without_prediction_say_how_many_are_in_quarantine(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan"])
+    sides = {row["clip_id"]: Split.TEST for row in rows} | {f"fan/test/stuck/bad{number}": Split.TEST for number in range(3)}
+    scores = scored(tmp_path / "p.jsonl", split=SimpleNamespace(protocol="weak", sha256="abc", clips=sides),
+                    quarantined=["fan/test/stuck/bad1", "fan/test/stuck/bad2", "gear/train/0"])
+    assert scores["warnings"] == ["3 test clips have no prediction, 2 of them because the video is in quarantine"]
+
+
+def test_runs_that_contradict_each_other_on_a_label_are_refused(tmp_path):
+    rows = write_rows(tmp_path / "one.jsonl", ["fan"])
+    rows[4]["label"] = 1 - rows[4]["label"]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tables = {name: read_predictions(tmp_path / f"{name}.jsonl") for name in ("one", "two")}
+    with pytest.raises(ValueError, match=r"clip 'fan/test/stuck/0004' has label 1 in .*one\.jsonl and 0 in .*two\.jsonl"):
+        compare_clips(tables)
+    assert compare_clips({"one": tables["one"]}) == (12, None)
+
+
+def test_runs_over_other_clips_say_how_many_they_share(tmp_path):
+    rows = write_rows(tmp_path / "one.jsonl", ["fan"])
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[2:] + [{**rows[0], "clip_id": "fan/test/stuck/new"}]))
+    n_common, sentence = compare_clips({name: read_predictions(tmp_path / f"{name}.jsonl") for name in ("one", "two")})
+    assert n_common == 10 and "10 of 13 clips are in all of them (one 12, two 11; " in sentence and rows[0]["clip_id"] in sentence
+    runs = {name: scored(tmp_path / f"{name}.jsonl") for name in ("one", "two")}
+    assert scores_document(runs, n_common)["n_common"] == 10
+
+
+def test_a_mean_is_named_by_the_categories_that_it_covers(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan", "gear"])
+
+    def text(kept) -> str:
+        (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        return markdown_text({"p": scored(tmp_path / "p.jsonl")})
+    assert "| **mean of 2** |" in text(rows)
+    # Only normal clips in fan: all but accuracy are undefined there.
+    mean = next(line for line in text([row for row in rows if row["clip_id"][0] == "g" or not row["label"]]).splitlines() if "**mean" in line)
+    cells = [cell.strip() for cell in mean.strip("|").split("|")]
+    assert cells[0] == "**mean**" and [cell[-8:] for cell in cells[3:]] == ["(1 of 2)"] * 3 + ["(2 of 2)"]
+    # Nothing but a missing score in fan: every figure covers gear alone.
+    assert "| **mean of 1 of 2** |" in text([{**row, "score": row["score"] if row["clip_id"][0] == "g" else None} for row in rows])
+    assert "| **mean of 0 of 2** |" in text([{**row, "score": None} for row in rows])
+
+
+def test_means_of_phys_ad_are_not_spoken_of_where_nobody_expects_them(tmp_path):
+    write_rows(tmp_path / "p.jsonl", ["fan", "gear"])
+    assert "Phys-AD" not in markdown_text({"p": scored(tmp_path / "p.jsonl")})
+    write_rows(tmp_path / "p.jsonl", [*PHYS_AD_CATEGORIES[:20], "own"])
+    text = markdown_text({"p": scored(tmp_path / "p.jsonl")})
+    assert "mean of the 21 of Phys-AD undefined: 19 of 21" in text and "mean of the 22" not in text
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path, monkeypatch):

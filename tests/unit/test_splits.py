@@ -11,7 +11,7 @@ import pytest
 
 from vlmphys.layout import Clip
 from vlmphys.records import Split, label_of
-from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, make_split, write_split
+from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, make_split, untested_normals, write_split
 
 pytestmark = pytest.mark.unit
 
@@ -93,6 +93,20 @@ def test_a_class_without_test_clips_is_refused_by_name():
     with pytest.raises(ValueError, match=r"fan/stuck has 4 and would give 4; .*own/broken has 4 and would give 4.*--per-anomaly"):
         make_split(clips_of(per_state=4), "weak")
     make_split(clips_of(per_state=5), "weak")
+
+
+@pytest.mark.parametrize("folder", ["good", "normal", "ok", "OK", "anomaly-free", "Anomaly_Free"])
+def test_a_category_without_normal_test_clips_is_warned_of_with_the_folder_that_may_hold_them(folder):
+    clips = clips_of()
+    assert untested_normals(clips, make_split(clips, "weak")) == []
+    renamed = [clip if not clip.clip_id.startswith("fan/test/anomaly_free") else Clip(
+        clip.clip_id.replace("anomaly_free", folder), clip.path, "fan", folder, label_of(folder)) for clip in clips]
+    (warning,) = untested_normals(renamed, make_split(renamed, "weak"))
+    assert warning.startswith("fan has no normal test clip") and f"fan/test/{folder} counts as an anomaly" in warning
+    assert warning.endswith("rename it to fan/test/anomaly_free")
+    none = [clip for clip in clips if not clip.clip_id.startswith("own/test/anomaly_free")]
+    assert untested_normals(none, make_split(none, "weak")) == [
+        "own has no normal test clip, so that its AUROC will be undefined; put normal clips into own/test/anomaly_free"]
 
 
 @pytest.mark.parametrize("arguments, words", [

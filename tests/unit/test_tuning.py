@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from types import SimpleNamespace
 
-from vlmphys.model import load_model
+import pytest
+import torch
+from torch import nn
+
+from vlmphys.config import TrainConfig
+from vlmphys.model import NOT_QUANTISED, load_model
 from vlmphys.tiny import build_random, tiny_config
-from vlmphys.tuning import check_counts, count_groups, expected_counts, group_of, tune
+from vlmphys.tuning import check_counts, check_qlora, count_groups, expected_counts, group_of, tune
 
 pytestmark = pytest.mark.unit
 
@@ -95,3 +101,49 @@ def test_counts_of_the_published_7b_config():
     counts = expected_counts(config, "full", True, 0)
     assert sum(counts.values()) == 6_476_005_376  # attention + FFN: 6.476 B (LanguageBind/Video-LLaVA-7B-hf)
     assert sum(expected_counts(config, "lora", True, 128).values()) == 319_815_680  # LoRA r 128: 0.32 B
+
+
+# tune: qlora. Nothing here runs in 4 bits: that needs a GPU.
+
+def test_qlora_is_refused_before_anything_is_written(repository, tmp_path, monkeypatch):
+    from vlmphys.train import train
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = TrainConfig(tune="qlora", engine="deepspeed", deepspeed="ds_configs/zero2.json", out=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="no CUDA GPU here.*or use tune: lora"):
+        train(config)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="'qlora' with engine plain.*zero2.json"):
+        check_qlora(replace(config, engine="plain", deepspeed=None))
+    with pytest.raises(ValueError, match="'qlora' with engine fsdp"):
+        check_qlora(replace(config, engine="fsdp", deepspeed=None))
+    with pytest.raises(ValueError, match="'qlora' with ds_configs/zero3.json"):
+        check_qlora(replace(config, deepspeed="ds_configs/zero3.json"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"bitsandbytes is not installed: .*\[qlora\]"):
+        check_qlora(config)
+    check_qlora(replace(config, tune="lora"))
+
+
+def test_qlora_packs_the_language_models_blocks_and_nothing_else(network):
+    utils = pytest.importorskip("transformers.quantizers.quantizers_utils")
+    if not hasattr(utils, "should_convert_module"):
+        pytest.skip("this transformers decides elsewhere what is quantised")
+    linear = [name for name, module in network.named_modules() if type(module) is nn.Linear]
+    packed = {name for name in linear if utils.should_convert_module(name, list(NOT_QUANTISED))}
+    assert packed == {name for name in linear if name.startswith("model.language_model.layers.")} and len(packed) == 2 * 7
+    assert len(packed) < len(linear)
+
+
+def test_packed_weights_are_counted_by_what_they_stand_for(network):
+    whole = {group: total for group, (total, _) in tune(network, "lora", lora_r=4).groups.items()}
+    for layer in network.model.language_model.layers:
+        weight = layer.self_attn.o_proj.weight
+        shape = weight.shape
+        packed = nn.Parameter(torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+        packed.quant_state = SimpleNamespace(shape=shape)
+        layer.self_attn.o_proj.weight = packed
+    groups = count_groups(network)
+    assert {group: total for group, (total, _) in groups.items()} == whole
+    check_counts(groups, expected_counts(network.config.text_config, "qlora", False, 4))

@@ -1,0 +1,57 @@
+"""What the engines are told, and clear refusals; tests/integration/test_engines.py runs them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vlmphys.compiling import load_op
+from vlmphys.config import TrainConfig
+from vlmphys.engine import deepspeed_settings, loading_dtype
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(sharding, **more):
+        path = tmp_path / "ds.json"
+        path.write_text(json.dumps({"zero_optimization": sharding}))
+        return TrainConfig(engine="deepspeed", deepspeed=str(path), out=str(tmp_path / "run"), **more)
+    return make
+
+
+def test_the_run_decides_batch_precision_and_clipping(config):
+    told = deepspeed_settings(config({"stage": 3}, bf16=True, max_grad_norm=0.5, per_device_train_batch_size=3, gradient_accumulation_steps=4))
+    assert told["train_micro_batch_size_per_gpu"] == 3 and told["bf16"] == {"enabled": True} and told["gradient_clipping"] == 0.5
+    assert told["gradient_accumulation_steps"] == 1, "the loop accumulates, and DeepSpeed must divide by nothing"
+    assert told["zero_optimization"] == {"stage": 3}
+
+
+def test_what_goes_to_a_disk_lies_in_the_run_folder_unless_the_json_says_otherwise(config, tmp_path):
+    told = deepspeed_settings(config({"stage": 3, "offload_optimizer": {"device": "nvme"},
+                                      "offload_param": {"device": "nvme", "nvme_path": "/scratch"}}))["zero_optimization"]
+    assert told["offload_optimizer"]["nvme_path"] == str(tmp_path / "run" / ".offload") and told["offload_param"]["nvme_path"] == "/scratch"
+    told = deepspeed_settings(config({"stage": 3, "offload_optimizer": {"device": "cpu"}}))["zero_optimization"]
+    assert told["offload_optimizer"] == {"device": "cpu"}
+
+
+@pytest.mark.parametrize(("engine", "bf16", "dtype"), [
+    ("plain", True, torch.float32), ("deepspeed", False, torch.float32), ("deepspeed", True, torch.bfloat16), ("fsdp", True, torch.bfloat16)])
+def test_the_network_is_loaded_in_the_precision_from_which_masters_are_made(engine, bf16, dtype):
+    assert loading_dtype(TrainConfig(engine=engine, bf16=bf16)) is dtype
+
+
+def test_an_op_that_does_not_build_is_refused_with_its_cure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+
+    class Builder:
+        name = "async_io"
+
+        def load(self, verbose):
+            raise RuntimeError("Unable to JIT load the async_io op")
+    with pytest.raises(ValueError, match="access to a disk could not be compiled .Unable to JIT load.*: install libaio"):
+        load_op(Builder(), "DeepSpeed's access to a disk", True, "install libaio")
+    assert "compiling DeepSpeed's access to a disk" in capsys.readouterr().out

@@ -1,0 +1,25 @@
+"""The run folder's claim: what may be gone on with, and what a refusal names."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmphys.config import TrainConfig, to_yaml
+from vlmphys.files import json_bytes
+from vlmphys.runs import check_claim
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_run_of_other_data_is_refused_with_both_folders(tmp_path):
+    facts = {"data": "packed", "fingerprint": "a" * 64, "model_fingerprint": "m" * 64, "global_batch": 16, "train_clips": 9}
+    config = TrainConfig(out=str(tmp_path), data="packed")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "data.json").write_bytes(json_bytes(facts))
+    check_claim(config, facts, "auto")
+    check_claim(TrainConfig(out=str(tmp_path), data="moved"), {**facts, "data": "moved"}, "auto")
+    other = {**facts, "data": "data/other", "fingerprint": "b" * 64, "train_clips": 7}
+    with pytest.raises(ValueError) as caught:
+        check_claim(TrainConfig(out=str(tmp_path), data="data/other"), other, "auto")
+    message = str(caught.value)
+    assert f"fingerprint ('{'a' * 64}' of packed there, '{'b' * 64}' of data/other here); train_clips (9 there, 7 here)" in message
