@@ -69,7 +69,7 @@ stage "$marks/pack" "packing frames and dialogues" "$marks/split vlmphys/tiny_ba
 predictions=() finished=""
 for variant in ${variants//,/ }; do
     stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack launch/recipes/quickstart.yaml ds_configs/zero2_offload.json vlmphys/tiny_base/model.safetensors" \
-        deepspeed --num_gpus 1 launch/train.py --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
+        train_on_one_card --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
         --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"} ${epochs:+"num_train_epochs=$epochs"}
     drop_stale "$out/$variant/predictions.jsonl" "$marks/train-$variant"
     stage "$marks/predict-$variant" "predicting, $variant" "$marks/train-$variant" \

@@ -3,8 +3,8 @@
 Reading order. What a clip is and where it stands: `records`, `layout`, `splits`. What is said about it: `priors`, `prompts`, `dialogue`.
 From video to shards: `video`, `pixels`, `shards`, `packing`. Training, top to bottom: `config`, `batches`, `loss`, `tuning`, `world`,
 `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside
-it `signals`, `timing`, `flops`, `turn_gradients`, `tracking`. After it: `inference`, `predict`, `metrics`, `scoring`, `report`. Before it:
-`plan` (`cases`, `memory`, `duration`), `doctor`. The simulated bench: `mechanisms`, `simulation`; the tiny base that ships with the
+it `validation`, `signals`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`, `runs`. After it: `inference`, `predict`, `metrics`,
+`scoring`, `report`, `export` (`card`). Before it: `plan` (`cases`, `memory`, `duration`), `doctor`. The simulated bench: `mechanisms`, `simulation`; the tiny base that ships with the
 package: `tiny`, `pretrain`.
 """
 

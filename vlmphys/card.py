@@ -22,6 +22,7 @@ from vlmphys.prompts import QUESTIONS, SYSTEM, VERDICT_LEAD, VERDICT_WORDS, VIDE
 from vlmphys.records import Variant, Verdict
 from vlmphys.runs import Run, folder_fingerprint
 from vlmphys.scoring import FIGURES
+from vlmphys.tables import covered
 
 TITLES = dict(zip(FIGURES, ("AUROC", "AUROC of the hard verdict", "average precision", "accuracy")))
 # Keys of the config that decide what was learned; the rest says where and how fast it was computed.
@@ -121,7 +122,8 @@ def _metrics(run: Run, scores: dict[str, Any] | None) -> list[str]:
         return [title, said]
     average = scores["average"]
     rows = [[plain(name), *_figures(record)] for name, record in sorted(scores["per_category"].items())]
-    rows.append([f"mean of {len(rows)}", *_figures(average)])
+    meant = covered(average, "auroc")
+    rows.append([f"mean of {meant}" + (f" of {len(rows)}" if meant < len(rows) else ""), *_figures(average)])
     parts = [title, f"Test clips: {_number(scores.get('n'), 0)}, of them {_number(scores.get('n_anomalous'), 0)} anomalous; split protocol "
              f"{plain(scores.get('protocol') or 'not recorded')}. A missing figure is undefined, and not zero.",
              _table(("category", "clips", "AUROC", "95 % interval", *list(TITLES.values())[1:]), rows)]

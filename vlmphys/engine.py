@@ -198,8 +198,8 @@ class DeepSpeedEngine(PlainEngine):
                     "install libaio (apt-get install libaio-dev), or use ds_configs/zero3_offload.json")
         if _offload_device(sharding, "offload_param") == "nvme" and world.device.type == "cpu" and not config.bf16:
             # DeepSpeed 0.19 (Init._set_dtype) takes bf16 buffers for them wherever fp16 is not supported; drop this when it asks for fp32.
-            raise ValueError("deepspeed: without a GPU DeepSpeed rounds weights on a disk to bf16, which this fp32 run did not ask for: use "
-                             "bf16=true, or a JSON without offload_param")
+            raise ValueError("deepspeed: without a GPU DeepSpeed rounds weights on a disk to bf16, which this fp32 run did not ask for: "
+                             "use bf16=true, or a JSON without offload_param")
         parameters = list(trained.values())
         offload = _offload_device(sharding, "offload_optimizer") != "none"
         self.adam = _cpu_adam(parameters, config, world) if offload else adamw(parameters, config)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vlmphys.model import ModelFacts, as_encoder_outputs, normalise_frames, video_features
+from vlmphys.model import ModelFacts, embed, normalise_frames, video_features
 from vlmphys.predictions import Explain, verdict_of
 from vlmphys.records import Verdict
 
@@ -91,8 +91,7 @@ def prefill(network, prompts: Sequence[Sequence[int]], features: torch.Tensor, p
     ids_BL, mask_BL = pad_left(prompts, pad_token_id, network.device)
     # Padding takes position 0 and is masked, so that every real token stands where it would stand alone.
     position_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
-    outputs = network.model(input_ids=ids_BL, attention_mask=mask_BL, position_ids=position_BL,
-                            mm_encoder_outputs=as_encoder_outputs(features), use_cache=True)
+    outputs = network.model(inputs_embeds=embed(network, ids_BL, features), attention_mask=mask_BL, position_ids=position_BL, use_cache=True)
     return Cached(outputs.past_key_values, mask_BL, mask_BL.sum(dim=1), outputs.last_hidden_state[:, -1])
 
 

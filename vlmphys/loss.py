@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from vlmphys.batches import Batch
-from vlmphys.model import as_encoder_outputs, normalise_frames, video_features
+from vlmphys.model import embed, normalise_frames, video_features
 from vlmphys.records import MAX_TURNS
 
 # The layout of the vector of sums that each micro-batch adds to; it is summed over micro-batches and ranks.
@@ -40,7 +40,7 @@ class DialogueLoss(nn.Module):
             dtype = next(self.network.model.video_tower.parameters()).dtype
             pixels_BTCHW = normalise_frames(frames_BTHWC, self.image_mean, self.image_std, dtype)
             features = video_features(self.network, pixels_BTCHW)
-        outputs = self.network.model(input_ids=input_ids_BL, mm_encoder_outputs=as_encoder_outputs(features), use_cache=False)
+        outputs = self.network.model(inputs_embeds=embed(self.network, input_ids_BL, features), use_cache=False)
         hidden_BLD = outputs.last_hidden_state
         logits_NV = self.network.lm_head(hidden_BLD.flatten(0, 1)[keep_N]).float()
         loss_N = functional.cross_entropy(logits_NV, target_N, reduction="none")

@@ -176,7 +176,7 @@ def device_phases(case: Case) -> dict[str, dict[str, int]]:
                           "logits": logit_bytes(case)},
         "update": {**states, "gradients": update_bytes(case)}}
     if case.config.eval_steps:
-        phases["validation"] = {**states, "activations": max(tower_bytes(case), validation_bytes(case))}
+        phases["validation"] = {**states, "activations": max(tower_bytes(case), validation_bytes(case)), "logits": exact_head_bytes(case)}
     if case.config.turn_grad_norm_steps:
         # A turn's gradients as they are added up, in fp32, and those of a micro-batch, beside what the step itself has.
         phases["turn gradients"] = {**phases["backward pass"], "turn's own gradients": (4 + case.a) * case.size.trained}
@@ -199,6 +199,11 @@ def validation_bytes(case: Case) -> int:
     size, a = case.size, case.a
     layer = (8 + 4 * a) * size.hidden + a * (2 * size.queries + 2 * size.keys + 3 * size.ffn)
     return 2 * case.config.per_device_eval_batch_size * case.tokens * layer
+
+
+def exact_head_bytes(case: Case) -> int:
+    """A validation's head: its weights in fp32 beside those of the model, and the logits of both verdicts' few tokens, which are left out."""
+    return 4 * case.size.vocab * case.size.hidden
 
 
 def heap_holes(case: Case) -> int:

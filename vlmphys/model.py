@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, VideoLlavaForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as hub_logging
 
 from vlmphys.records import sha256_text
@@ -184,6 +183,12 @@ def video_features(network: VideoLlavaForConditionalGeneration, pixels_BTCHW: to
     return network.model.get_video_features(pixels_BTCHW, return_dict=True).pooler_output
 
 
-def as_encoder_outputs(features: torch.Tensor) -> dict[str, BaseModelOutputWithPooling]:
-    """Wrap projected features for the `mm_encoder_outputs` argument of the model's forward."""
-    return {"video": BaseModelOutputWithPooling(pooler_output=features)}
+def embed(network: VideoLlavaForConditionalGeneration, input_ids_BL: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """The language model's inputs, B x L x D: the tokens' embeddings, with the projected features at the `<video>` tokens, clip by clip.
+
+    The model's own forward takes features, too (`mm_encoder_outputs`), but transformers 5.17 passes over that name in silence and
+    would never see the video.
+    """
+    embedded_BLD = network.get_input_embeddings()(input_ids_BL)
+    is_video_BL1 = (input_ids_BL == network.config.video_token_id)[:, :, None]
+    return embedded_BLD.masked_scatter(is_video_BL1, features.to(embedded_BLD.dtype))

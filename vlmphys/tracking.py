@@ -81,8 +81,9 @@ class Tracker:
         loss = self.verdict_loss
         if loss is not None and loss >= NEAR_CHANCE:
             more = "epochs (--set num_train_epochs=...)" if self.config.max_steps == -1 else "updates (--set max_steps=...)"
-            say(self.console, f"the verdict is still near chance (verdict_loss {loss:.2f}; ln 2 = 0.693 is chance) after {step} updates: "
-                              f"more {more} may be needed")
+            how = "near" if loss < 0.8 else "worse than"
+            say(self.console, f"the verdict is still {how} chance (verdict_loss {loss:.2f}; ln 2 = 0.693 is chance) after {step} "
+                              f"update{'s' if step > 1 else ''}: more {more} may be needed")
 
     def _write(self, step: int, figures: StepFigures) -> None:
         gauges = self.gauges.read(self.measured)

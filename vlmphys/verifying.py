@@ -132,7 +132,7 @@ def _dialogue_problems(row: DialogueRow, table: DialogueTable) -> list[str]:
 
 def _check_priors(packed: Packed, priors_dir: str | None) -> Check:
     categories = {category for category, _ in packed.frames.states().values()}
-    check = Check("priors: the ones packed, linted", f"{len(categories)} categories")
+    check = Check("priors: the ones packed, linted", f"{len(categories)} {'category' if len(categories) == 1 else 'categories'}")
     try:
         priors = load_priors(categories, priors_dir)
     except ValueError as error:

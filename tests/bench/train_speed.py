@@ -167,7 +167,7 @@ def run_floor(options: argparse.Namespace) -> dict[str, float]:
     from torch.nn import functional
 
     from vlmphys.batches import load_step
-    from vlmphys.model import as_encoder_outputs, normalise_frames, read_facts, video_features
+    from vlmphys.model import embed, normalise_frames, read_facts, video_features
     from vlmphys.records import Variant
     config, facts = config_of(options, options.work / "none"), read_facts(options.model)
     packed, order = order_of(options)
@@ -185,7 +185,7 @@ def run_floor(options: argparse.Namespace) -> dict[str, float]:
         for batch, pixels_BTCHW in batches:
             with torch.no_grad():
                 features = video_features(network, pixels_BTCHW)
-            outputs = network.model(input_ids=batch.input_ids_BL, mm_encoder_outputs=as_encoder_outputs(features), use_cache=False)
+            outputs = network.model(inputs_embeds=embed(network, batch.input_ids_BL, features), use_cache=False)
             logits_NV = network.lm_head(outputs.last_hidden_state.flatten(0, 1)[batch.keep_N]).float()
             functional.cross_entropy(logits_NV, batch.target_N).backward()
         network.zero_grad(set_to_none=True)

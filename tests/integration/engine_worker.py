@@ -88,7 +88,8 @@ def start(world: World, folder: Path, name: str, bf16: bool = False, lora: bool 
     with torch.no_grad():
         for value in trained.values():
             value.add_(0.0 if fresh else 1.0)
-    values = {"engine": name, "learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5, "bf16": bf16, "per_device_train_batch_size": 1}
+    values = {"engine": name, "learning_rate": 1e-2, "weight_decay": 0.1, "max_grad_norm": 0.5, "bf16": bf16,
+              "per_device_train_batch_size": 1}
     if name in SHARDING:
         path = folder / f"{name}.json"
         if world.is_first:

@@ -83,13 +83,13 @@ def test_two_ranks_equal_one(launcher, settings, one_rank, repository, packed_fo
 def test_a_run_goes_on_with_another_engine_and_other_ranks(one_rank, repository, packed_folder, tiny_model_folder, tmp_path):
     expected = one_rank[:2]
     zero3, after_zero3, after_plain = tmp_path / "zero3", tmp_path / "after_zero3", tmp_path / "after_plain"
-    rows, weights, _ = train(repository, packed_folder, tiny_model_folder, zero3, deepspeed(2), *ZERO3)
+    rows, weights, _ = train(repository, packed_folder, tiny_model_folder, zero3, torchrun(2), *ZERO3)
     check_equal(rows, weights, *expected)
     cut_back(zero3, after_zero3)
     rows, weights, said = train(repository, packed_folder, tiny_model_folder, after_zero3, [], *ONE_RANK)
     assert "resumed from" in said and "written by engine deepspeed on 2 rank(s)" in " ".join(said.split())
     check_equal(rows, weights, *expected)
     cut_back(one_rank[2], after_plain)
-    rows, weights, said = train(repository, packed_folder, tiny_model_folder, after_plain, deepspeed(2), *ZERO3)
+    rows, weights, said = train(repository, packed_folder, tiny_model_folder, after_plain, torchrun(2), *ZERO3)
     assert "written by engine plain on 1 rank(s)" in " ".join(said.split())
     check_equal(rows, weights, *expected)

@@ -136,7 +136,8 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 def test_empty_tensors_are_noticed_when_they_are_written(tmp_path):
     engine = started()
     advance(engine, 0, 1)
-    engine.export_state = lambda: iter([("part0.weight", {key: torch.empty(0) for key in ("weight", *MOMENTS)})])  # what ZeRO-3 hands out if asked the wrong way
+    # What ZeRO-3 hands out if it is asked the wrong way.
+    engine.export_state = lambda: iter([("part0.weight", {key: torch.empty(0) for key in ("weight", *MOMENTS)})])
     with pytest.raises(OSError, match="part0.weight"):
         checkpoint.save(engine, tmp_path, marker(1), keep=2)
     assert checkpoint.complete(tmp_path) == []

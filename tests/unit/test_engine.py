@@ -24,7 +24,8 @@ def config(tmp_path):
 
 
 def test_the_run_decides_batch_precision_and_clipping(config):
-    told = deepspeed_settings(config({"stage": 3}, bf16=True, max_grad_norm=0.5, per_device_train_batch_size=3, gradient_accumulation_steps=4))
+    told = deepspeed_settings(config({"stage": 3}, bf16=True, max_grad_norm=0.5, per_device_train_batch_size=3,
+                                     gradient_accumulation_steps=4))
     assert told["train_micro_batch_size_per_gpu"] == 3 and told["bf16"] == {"enabled": True} and told["gradient_clipping"] == 0.5
     assert told["gradient_accumulation_steps"] == 1, "the loop accumulates, and DeepSpeed must divide by nothing"
     assert told["zero_optimization"] == {"stage": 3}
@@ -39,7 +40,8 @@ def test_what_goes_to_a_disk_lies_in_the_run_folder_unless_the_json_says_otherwi
 
 
 @pytest.mark.parametrize(("engine", "bf16", "dtype"), [
-    ("plain", True, torch.float32), ("deepspeed", False, torch.float32), ("deepspeed", True, torch.bfloat16), ("fsdp", True, torch.bfloat16)])
+    ("plain", True, torch.float32), ("deepspeed", False, torch.float32), ("deepspeed", True, torch.bfloat16),
+    ("fsdp", True, torch.bfloat16)])
 def test_the_network_is_loaded_in_the_precision_from_which_masters_are_made(engine, bf16, dtype):
     assert loading_dtype(TrainConfig(engine=engine, bf16=bf16)) is dtype
 

@@ -54,7 +54,7 @@ def run(tiny_model_folder, tmp_path_factory):
 def scores_file(path, run, **changes):
     own = runs.folder_fingerprint(run / "model")[:12]
     record = {"n": 4, "auroc": 0.75, "auroc_ci95": [0.5, 1.0], "auroc_verdict": None, "ap": 0.5, "accuracy": 0.25}
-    one = {"model": f"renamed@{own}", "n": 8, "n_anomalous": 4, "protocol": "weak", "warnings": [], "average": record,
+    one = {"model": f"renamed@{own}", "n": 8, "n_anomalous": 4, "protocol": "weak", "warnings": [], "average": {**record, "n_categories": 2},
            "per_category": {"fan": record, "hinge": record}, **changes}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"version": 1, "runs": {"other": {**one, "model": "x@0"}, "this": one}}))
@@ -214,7 +214,7 @@ def test_texts_from_files_cannot_break_the_card(run, tiny_model_folder, tmp_path
     shutil.copytree(tiny_model_folder, base)
     folder = make_run(tmp_path / "run", base, categories=[HOSTILE], protocol=HOSTILE)
     record = {"n": 4, "auroc": 0.75}
-    scores = scores_file(tmp_path / "s.json", folder, per_category={HOSTILE: record}, average=record, warnings=[HOSTILE], protocol=HOSTILE)
+    scores = scores_file(tmp_path / "s.json", folder, per_category={HOSTILE: record}, average={**record, "n_categories": 1}, warnings=[HOSTILE], protocol=HOSTILE)
     out = exporting.export(folder, tmp_path / "out", scores=scores)
     head, body = front_and_body(out)
     assert head["base_model"] == base.name and "license" not in head

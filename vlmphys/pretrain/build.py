@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
-from vlmphys.model import as_encoder_outputs
+from vlmphys.model import embed
 from vlmphys.pretrain.language import IGNORE, DialogueWriter, train_language
 from vlmphys.pretrain.pool import FRAMES, MAX_PARTS, Pool, build_pool
 from vlmphys.pretrain.questions import LENGTH_QUESTIONS, TURN_QUESTIONS, vocabulary
@@ -141,7 +141,7 @@ def check_answers(network, writer: DialogueWriter, pool: Pool, features_NVD: tor
                 continue
             ids, labels = writer.write([(ask.__doc__.format(part=part.name), answer)])
             projected = network.model.multi_modal_projector(features_NVD[clip:clip + 1].float())
-            logits = network(input_ids=torch.tensor([ids]), mm_encoder_outputs=as_encoder_outputs(projected)).logits[0, :-1]
+            logits = network(inputs_embeds=embed(network, torch.tensor([ids]), projected)).logits[0, :-1]
             targets = torch.tensor(labels[1:])
             hits = (logits.argmax(-1) == targets)[targets != IGNORE][:-1]
             right.setdefault(ask.__name__, []).append(float(hits.float().mean()) if ask.__name__ in NUMBER_QUESTIONS else float(hits.all()))

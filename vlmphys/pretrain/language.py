@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlmphys.mechanisms import load_mechanism
-from vlmphys.model import as_encoder_outputs
+from vlmphys.model import embed
 from vlmphys.pretrain.pool import MAX_PARTS, Pool
 from vlmphys.pretrain.questions import Turn, motion_turns
 from vlmphys.pretrain.tower import BINS, cosine_rate, soft_bins
@@ -134,7 +134,7 @@ def dialogue_loss(network, dialogues: list[tuple[list[int], list[int]]], feature
     # No attention mask: padding stands on the right, where causal attention never looks, and the kernels are faster without one.
     with torch.autocast("cpu", torch.bfloat16):
         projected = network.model.multi_modal_projector(features_BVD)
-        outputs = network.model(input_ids=ids_BL, mm_encoder_outputs=as_encoder_outputs(projected), use_cache=False, output_hidden_states=True)
+        outputs = network.model(inputs_embeds=embed(network, ids_BL, projected), use_cache=False, output_hidden_states=True)
         targets = labels_BL[:, 1:]
         logits = network.lm_head(outputs.last_hidden_state[:, :-1][targets != IGNORE])
     first = int((ids_BL[0] == network.config.video_token_id).nonzero()[0])
