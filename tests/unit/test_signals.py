@@ -25,10 +25,15 @@ def test_a_first_signal_asks_and_its_echo_changes_nothing():
 
 def test_a_later_signal_acts_as_before(monkeypatch):
     monkeypatch.setattr(signals, "ECHO_SECONDS", -1.0)
-    with StopRequests():
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
+    # A shell starts what runs behind it with SIGINT ignored, these tests too.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequests():
             signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_a_rank_that_had_no_signal_itself_reports_a_termination():
