@@ -44,15 +44,25 @@ while IFS= read -r line || [ -n "$line" ]; do
 done < "$hostfile"
 [ "$hosts" -gt 0 ] || fail "$hostfile names no machine: write one line a machine, 'host slots=GPUs'"
 
-# With one machine DeepSpeed starts the ranks itself, and only on the machine that it runs on.
-command=(deepspeed --hostfile "$hostfile" --master_port "$port" ${address:+--master_addr "$address"} launch/train.py "$@")
+started_by=(--hostfile "$hostfile" --master_port "$port" ${address:+--master_addr "$address"})
+if [ "$hosts" -eq 1 ]; then
+    # DeepSpeed would start the ranks here, whatever machine the file names.
+    host="${seen// /}" here="${HOSTNAME:-$(uname -n)}"
+    case " localhost 127.0.0.1 ::1 $here ${here%%.*} $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true) " in
+        *" $host "*) started_by=(--num_gpus "$ranks" --master_port "$port") ;;
+        *) fail "$hostfile names one machine, $host, and this one is $here: start it there, or name 'localhost slots=$ranks' to train here" ;;
+    esac
+fi
+command=(deepspeed "${started_by[@]}" launch/train.py "$@")
 echo "$hosts machine(s), $ranks ranks: the global batch is per_device_train_batch_size x gradient_accumulation_steps x $ranks"
 if [ -n "$dry" ]; then
     printf '%q ' "${command[@]}"; echo
     exit 0
 fi
-command -v ssh >/dev/null || fail "ssh was not found: DeepSpeed reaches the machines of a hostfile with it (Debian: apt install openssh-client)"
-[ "$hosts" -eq 1 ] || command -v pdsh >/dev/null ||
-    fail "pdsh was not found: DeepSpeed starts the ranks of several machines with it (Debian: apt install pdsh); or use Slurm, see launch/README.md"
+if [ "$hosts" -gt 1 ]; then
+    command -v ssh >/dev/null || fail "ssh was not found: DeepSpeed reaches the machines of a hostfile with it (Debian: apt install openssh-client)"
+    command -v pdsh >/dev/null ||
+        fail "pdsh was not found: DeepSpeed starts the ranks of several machines with it (Debian: apt install pdsh); or use Slurm, see launch/README.md"
+fi
 ensure_environment
 exec "${command[@]}"

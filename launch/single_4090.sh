@@ -16,8 +16,9 @@ usage: bash launch/single_4090.sh --videos DIR --model MODEL [--variant multi_tu
   --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
   --tune MODE       lora: adapters [this]; full: q, k, v and FFN themselves, for which a 7B model needs more than 128 GiB of host memory;
                     qlora: adapters on a 4-bit model, CUDA only
-  --set key=value   any key of launch/recipes/single_4090.yaml, more than once if need be; with per_device_train_batch_size or
-                    gradient_accumulation_steps among them the plan is not asked for the micro-batch
+  --set key=value   any other key of the config, more than once if need be; with per_device_train_batch_size or
+                    gradient_accumulation_steps among them the plan is not asked for the micro-batch: of one alone the other follows,
+                    for 16 clips an update
 Relative paths start at the root of the repository. A second run skips what is done; after an interruption it goes on.
 EOF
 }
@@ -43,6 +44,24 @@ check_priors "$priors"
 case "$tune" in lora|full|qlora) ;; *) fail "unknown --tune '$tune': allowed are lora, full, qlora" ;; esac
 recipe=launch/recipes/single_4090.yaml
 
+micro_batch="" accumulation=""
+for setting in ${settings[@]:+"${settings[@]}"}; do
+    key="${setting%%=*}" value="${setting#*=}"
+    key="${key//[[:space:]]/}" value="${value//[[:space:]]/}"
+    case "$key" in
+        model|variant|tune|out) fail "--set $setting: use --$key, which the other stages need too" ;;
+        data) fail "--set $setting: the data are packed from --videos" ;;
+        per_device_train_batch_size) micro_batch="$value" ;;
+        gradient_accumulation_steps) accumulation="$value" ;;
+    esac
+done
+batch=()
+if [ -n "$micro_batch" ] && [ -z "$accumulation" ]; then
+    batch=("gradient_accumulation_steps=$(other_factor per_device_train_batch_size "$micro_batch" gradient_accumulation_steps)") || exit 2
+elif [ -n "$accumulation" ] && [ -z "$micro_batch" ]; then
+    batch=("per_device_train_batch_size=$(other_factor gradient_accumulation_steps "$accumulation" per_device_train_batch_size)") || exit 2
+fi
+
 if [ "$tune" = qlora ]; then
     command -v nvidia-smi >/dev/null || fail "--tune qlora needs a CUDA GPU, and there is none here: use --tune lora"
     ensure_environment "[qlora]"
@@ -57,14 +76,12 @@ stage "$marks/split" "splitting" "$out/videos.list" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
 stage "$marks/pack" "packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" ${priors:+--priors "$priors"}
-case " ${settings[*]:-} " in
-    *" per_device_train_batch_size="*|*" gradient_accumulation_steps="*) batch=() ;;
-    *)
-        stage "$marks/plan" "finding the micro-batch" "$marks/pack $recipe ds_configs/single_4090.json" \
-            choose_batch "$out/batch" --config "$recipe" --data "$out/packed" \
-            --set "model=$model" "variant=$variant" "out=$out/run" "tune=$tune" ${settings[@]:+"${settings[@]}"}
-        read -r -a batch < "$out/batch" ;;
-esac
+if [ -z "$micro_batch$accumulation" ]; then
+    stage "$marks/plan" "finding the micro-batch" "$marks/pack $recipe ds_configs/single_4090.json" \
+        choose_batch "$out/batch" --config "$recipe" --data "$out/packed" \
+        --set "model=$model" "variant=$variant" "out=$out/run" "tune=$tune" ${settings[@]:+"${settings[@]}"}
+    read -r -a batch < "$out/batch"
+fi
 stage "$marks/train" "fine-tuning" "$marks/pack $recipe ds_configs/single_4090.json" \
     train_on_one_card --config "$recipe" --data "$out/packed" --model "$model" --variant "$variant" \
     --out "$out/run" --set "tune=$tune" ${batch[@]:+"${batch[@]}"} ${settings[@]:+"${settings[@]}"}

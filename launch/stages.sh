@@ -91,6 +91,12 @@ choose_batch() {  # choose_batch FILE arguments of `vlmphys plan`...: the larges
     cat "$file"
 }
 
+other_factor() {  # other_factor KEY VALUE OTHER_KEY: what OTHER_KEY must be for 16 clips an update
+    check_number "--set $1" "$2" 1
+    [ $((16 % $2)) -eq 0 ] || fail "--set $1=$2 does not divide 16, the clips of an update: add --set $3=N to say how many there are"
+    echo $((16 / $2))
+}
+
 check_number() {  # check_number --option value lowest "why"
     case "$2" in ''|*[!0-9]*) fail "$1 is '$2': a whole number of at least $3 is needed" ;; esac
     [ "$2" -ge "$3" ] || fail "$1 is '$2': a whole number of at least $3 is needed${4:+, $4}"

@@ -26,7 +26,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """0: trained, or finished before; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it, and saved."""
+    """0: trained, or finished before; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it."""
     arguments = parse()
     flags = {key: getattr(arguments, key) for key in ("data", "model", "variant", "out")}
     from vlmphys.config import load_config
@@ -36,18 +36,32 @@ def main() -> int:
         from vlmphys.train import train
         train(config, arguments.resume)
     except Stopped as stopped:
-        complain(f"stopped by {signal.Signals(stopped.number).name} {stopped}")
+        complain(f"stopped by {signal.Signals(stopped.number).name} {stopped}", met_by_all=True)
         return 128 + stopped.number
+    except KeyboardInterrupt:
+        complain("stopped by SIGINT at once; the same command goes on from the newest checkpoint, if there is one", met_by_all=True)
+        return 128 + signal.SIGINT
     except (ValueError, FloatingPointError, OSError) as error:
-        complain(f"error: {error}")
+        complain(f"error: {error}", met_by_all=is_met_by_all(error))
         return 2
     return 0
 
 
-def complain(message: str) -> None:
-    """Print to standard error, on the first rank: all of them meet the same, and one voice is enough."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(message, file=sys.stderr, flush=True)
+def is_met_by_all(error: Exception) -> bool:
+    """Whether the first rank says the same: the ranks told each other of it, or this is one of several on a machine that have looked at
+    the same command and files."""
+    from torch import distributed
+
+    from vlmphys.world import Agreed
+    return isinstance(error, (Agreed, FloatingPointError)) or (
+        not distributed.is_initialized() and int(os.environ.get("LOCAL_RANK", 0)) > 0)
+
+
+def complain(message: str, met_by_all: bool) -> None:
+    """Print to standard error: one line for what all ranks have met, and the rank's name before what may be its own trouble alone."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0 or not met_by_all:
+        print(f"rank {rank}: {message}" if rank else message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

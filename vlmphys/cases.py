@@ -10,6 +10,13 @@ from vlmphys.config import TrainConfig
 GIB = 1 << 30
 
 
+def gib(size: float | None) -> str:
+    """Bytes as a text in GiB, or MiB where that reads better; `-` for None."""
+    if size is None:
+        return "-"
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.1f} MiB"
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """A Video-LLaVA in numbers: `parameters` by group, image tower left out, and the sizes that activations depend on."""
@@ -51,6 +58,8 @@ class Sharding:
     stage: int = 0
     optimizer_on: str = "device"        # device | host | disk
     parameters_on: str = "device"       # device | host | disk (stage 3 only)
+    optimizer_path: str | None = None   # where on a disk; None: in the run folder
+    parameters_path: str | None = None
     pinned: bool = False                # host buffers are page-locked
     bucket: int = 0                     # elements of a gradient bucket
     buckets: int = 1
@@ -141,6 +150,7 @@ def sharding_of(name: str, settings: dict[str, Any]) -> Sharding:
     contiguous = zero.get("contiguous_gradients", True) or optimizer.get("device", "none") != "none"
     return Sharding(
         name=name, stage=stage, optimizer_on=place[optimizer.get("device", "none")], parameters_on=place[parameters.get("device", "none")],
+        optimizer_path=optimizer.get("nvme_path"), parameters_path=parameters.get("nvme_path"),
         pinned=bool(optimizer.get("pin_memory")), bucket=int(zero.get("reduce_bucket_size", 5e8)) if contiguous else 0,
         buckets=2 if overlap and stage < 3 else 1, sub_group=int(zero.get("sub_group_size", 1e9)),
         swapped=(int(parameters.get("buffer_count", 5)) * int(parameters.get("buffer_size", 1e8))

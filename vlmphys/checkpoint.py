@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vlmphys.config import TrainConfig
 from vlmphys.engine import MOMENTS, Lookup, PlainEngine
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, write_atomic
+from vlmphys.records import sha256_file
 
 MARKER = "COMPLETE"
 SHARD_BYTES = 2 << 30   # host memory that the first rank needs for writing, whatever the size of the model
@@ -33,10 +35,12 @@ class Marker:
     step: int                       # optimizer steps done
     world_size: int
     engine: str
-    data_fingerprint: str
+    data_fingerprint: str           # of what it was trained on, how, and from which base: a run goes on from its own checkpoints alone
     config_sha256: str
+    model_fingerprint: str
     window: list[float]             # sums since the last logged step, so that the next row is the same after a resume
     files: dict[str, int] = field(default_factory=dict)     # name -> bytes
+    sha256: dict[str, str] = field(default_factory=dict)    # name -> digest of these bytes
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -48,15 +52,14 @@ def save(engine: PlainEngine, run: Path, marker: Marker, keep: int, spare: Colle
     """Write a checkpoint; every rank must call it, the first one writes. Older ones beyond `keep` are removed afterwards, except those
     of the steps in `spare`.
 
-    Raises OSError, on every rank, where the files cannot be written (a full disk) or do not read back as they should; the older
-    checkpoints are untouched then.
+    Raises Agreed, on every rank, where the files cannot be written (a full disk) or do not read back as they should; the older
+    checkpoints are untouched then. ValueError, on one rank, where its engine cannot hand its state out.
     """
     target = folder_of(run, marker.step)
     aside = target.with_name(target.name + ".partial")
-    problem = ""
-    files: dict[str, int] = {}
+    problems: list[str] = []
     # The first rank goes on taking what the others hand out although it could not write it: they would wait for it forever.
-    state = engine.export_state()
+    state = _handed_out(engine)
     if engine.world.is_first:
         try:
             for leftover in (aside, target):
@@ -66,21 +69,36 @@ def save(engine: PlainEngine, run: Path, marker: Marker, keep: int, spare: Colle
             fsync_folder(aside)
             os.replace(aside, target)
             fsync_folder(target.parent)
-            write_atomic(target / MARKER, json_bytes({**asdict(marker), "files": files}))
+            digests = {name: sha256_file(target / name) for name in files}
+            write_atomic(target / MARKER, json_bytes({**asdict(marker), "files": files, "sha256": digests}))
         except (OSError, SafetensorError) as error:
-            problem = (f"the checkpoint of step {marker.step} could not be written to {target.parent} ({error}); the older checkpoints are "
-                       "untouched: free some disk space there and start the same command again")
+            problems = [f"the checkpoint of step {marker.step} could not be written to {target.parent} ({error}); the older checkpoints "
+                        "are untouched: free some disk space there and start the same command again"]
             shutil.rmtree(aside, ignore_errors=True)
     for _ in state:
         pass
     # Before the rotation: a rank that hears of a problem must find the older checkpoints where they were.
-    if found := engine.world.gather_texts([problem] if problem else []):
-        raise OSError(found[0])
+    engine.world.agree(problems)
     if engine.world.is_first:
         for old in complete(run)[:-keep]:
             if old not in spare:
                 _remove(folder_of(run, old))
     engine.world.barrier()
+
+
+def _handed_out(engine: PlainEngine) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """The engine's state. An error inside the engine (a disk that holds its moments) becomes a ValueError: it must not be taken for one
+    of writing, after which the first rank would go on to tell the others, who still wait for its part of a tensor."""
+    try:
+        yield from engine.export_state()
+    except OSError as error:
+        raise ValueError(f"weights and moments could not be read back from where the engine keeps them ({error}); the older checkpoints "
+                         "are untouched: see to that disk and start the same command again") from error
+
+
+def remove(run: Path, step: int) -> None:
+    """Delete the checkpoint of a step, if there is one."""
+    _remove(folder_of(run, step))
 
 
 def _remove(folder: Path) -> None:
@@ -125,7 +143,10 @@ def _write_shards(state: Iterator[tuple[str, dict[str, torch.Tensor]]], trained:
 
 
 def _verify(path: Path, written: dict[str, torch.Tensor]) -> None:
-    """Read names, shapes and size back: a disk that lies is noticed now and not at the resume. Raises OSError."""
+    """Read names, shapes and size back: a file that was cut short is noticed now and not at the resume. Raises OSError.
+
+    That each byte is what was written is for the digests in the marker, when a run resumes.
+    """
     with open(path, "rb") as stream:
         header = 8 + int.from_bytes(stream.read(8), "little")   # its length, then the header itself
     expected, found = header + sum(value.nbytes for value in written.values()), path.stat().st_size
@@ -140,12 +161,13 @@ def _verify(path: Path, written: dict[str, torch.Tensor]) -> None:
                 raise OSError(f"{path}: {name} was written as {tuple(value.shape)} and reads back as {shape}")
 
 
-def saved_elsewhere(marker: Marker, engine: str, world_size: int) -> str:
+def saved_elsewhere(marker: Marker, config: TrainConfig, world_size: int) -> str:
     """A remark where a checkpoint was written by another engine or number of ranks than those here; else empty."""
-    if (marker.engine, marker.world_size) == (engine, world_size):
+    if (marker.engine, marker.world_size) == (config.engine, world_size):
         return ""
-    return (f", written by engine {marker.engine} on {marker.world_size} rank(s); here it is {engine} on {world_size}: the same clips, "
-            "losses equal but for rounding")
+    redrawn = config.tune != "full" and config.lora_dropout > 0 and marker.world_size != world_size
+    return (f", written by engine {marker.engine} on {marker.world_size} rank(s); here it is {config.engine} on {world_size}: the same "
+            f"clips, {'other masks of lora_dropout, losses alike on average' if redrawn else 'losses equal but for rounding'}")
 
 
 def complete(run: Path) -> list[int]:
@@ -159,7 +181,7 @@ def complete(run: Path) -> list[int]:
 
 
 def remove_incomplete(run: Path) -> list[str]:
-    """Delete what a crash left half-written; the names of the deleted folders."""
+    """Delete what a crash left half-written; the names of the deleted folders, for the user to know."""
     removed = []
     for folder in sorted((Path(run) / "checkpoints").glob("step_*")):
         if not (folder / MARKER).is_file():
@@ -185,28 +207,62 @@ def read_marker(folder: Path) -> Marker:
     return marker
 
 
-def load(engine: PlainEngine, folder: Path, marker: Marker) -> None:
-    """Put a checkpoint into an engine that was just started; every rank reads it. ValueError where it is of another model."""
+def restore(engine: PlainEngine, run: Path, step: int, identity: Mapping[str, str]) -> Marker:
+    """Put the checkpoint of `step` into an engine; every rank must call it, and reads it. Returns its marker.
+
+    Raises Agreed, on every rank, where one of them cannot read it, a byte of it has changed, or it is of another run than `identity` (the
+    marker's fingerprints) says.
+    """
+    folder = folder_of(run, step)
+    problems = []
+    try:
+        marker = read_marker(folder)
+        check_identity(folder, marker, identity)
+        if engine.world.is_first:
+            check_bytes(folder, marker)
+        lookup = _lookup_in(folder, marker, engine)
+    except (ValueError, OSError, SafetensorError) as error:
+        problems = [str(error)]
+    # Before the first tensor, whose placement is a collective call with some engines.
+    engine.world.agree(problems)
+    engine.import_state(lookup, marker.step)
+    return marker
+
+
+def check_identity(folder: Path, marker: Marker, identity: Mapping[str, str]) -> None:
+    """Raise ValueError where a checkpoint was made from other data, settings or another base model."""
+    other = [f"{key} ({getattr(marker, key)} there, {value} here)" for key, value in identity.items() if getattr(marker, key) != value]
+    if other:
+        raise ValueError(f"{folder} is a checkpoint of another run: {'; '.join(other)}; remove it to go on from an earlier checkpoint, or "
+                         "give a new folder with --out")
+
+
+def check_bytes(folder: Path, marker: Marker) -> None:
+    """Raise ValueError where a byte of a checkpoint is not what was written. Reads all of it."""
+    for name, digest in marker.sha256.items():
+        if sha256_file(Path(folder) / name) != digest:
+            raise ValueError(f"{Path(folder) / name} is damaged (its sha256 is not that of what was written): remove the folder to go on "
+                             "from an earlier checkpoint")
+
+
+def _lookup_in(folder: Path, marker: Marker, engine: PlainEngine) -> Lookup:
+    """What reads a tensor of a checkpoint. ValueError where the checkpoint does not hold just what the engine trains, in its shapes."""
     places: dict[str, Path] = {}
-    for name in marker.files:
-        with safe_open(Path(folder) / name, framework="pt") as stored:
-            places.update({key: Path(folder) / name for key in stored.keys()})
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in (Path(folder) / name for name in marker.files):
+        with safe_open(path, framework="pt") as stored:
+            for key in stored.keys():
+                places[key], shapes[key] = path, tuple(stored.get_slice(key).get_shape())
     held = {key.partition("/")[2] for key in places}
     if held != set(engine.trained):
         odd = sorted(held ^ set(engine.trained))[0]
         raise ValueError(f"{folder} is a checkpoint of another model: {odd!r} is trained in one and not in the other")
-    engine.import_state(_lookup_in(places, engine), marker.step)
+    for key, shape in shapes.items():
+        name = key.partition("/")[2]
+        if shape != engine.shapes[name]:
+            raise ValueError(f"{places[key]}: {name!r} is {shape}, the model's is {engine.shapes[name]}")
 
-
-def _lookup_in(places: dict[str, Path], engine: PlainEngine) -> Lookup:
     def lookup(name: str, key: str) -> torch.Tensor:
-        place = places[f"{key}/{name}"]
-        try:
-            with safe_open(place, framework="pt") as stored:
-                value = stored.get_tensor(f"{key}/{name}")
-        except SafetensorError as error:
-            raise ValueError(f"{place} cannot be read ({error}): remove its folder to go on from an earlier checkpoint") from error
-        if tuple(value.shape) != engine.shapes[name]:
-            raise ValueError(f"{place}: {name!r} is {tuple(value.shape)}, the model's is {engine.shapes[name]}")
-        return value
+        with safe_open(places[f"{key}/{name}"], framework="pt") as stored:
+            return stored.get_tensor(f"{key}/{name}")
     return lookup

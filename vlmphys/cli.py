@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-GIB = 1 << 30
+from safetensors import SafetensorError
+
+from vlmphys.cases import gib
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--build", action="store_true", help="also compile DeepSpeed's CPU optimizer, about a minute")
     export = commands.add_parser(
         "export", help="a finished run as a plain Hugging Face folder with a model card",
-        description="Writes a new folder that VideoLlavaForConditionalGeneration.from_pretrained loads. Exit status 0: written; 2: bad input.")
+        description="Writes a new folder that VideoLlavaForConditionalGeneration.from_pretrained loads. Exit status 0: written; 2: it was "
+                    "not, and one sentence says why.")
     export.add_argument("--run", required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
     export.add_argument("--out", required=True, metavar="DIR", help="new folder")
     export.add_argument("--merge", action="store_true", help="whole weights, where the run trained an adapter")
@@ -46,13 +49,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status; bad input is one sentence on stderr and 2."""
+    """Run a command and return its exit status; what goes wrong is one sentence on stderr and 2."""
     arguments = parser().parse_args(argv)
     try:
         return {"plan": plan, "doctor": doctor, "export": export}[arguments.command](arguments)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error}; correct this (a full disk, a folder that may not be written, a file that is missing) and run the same "
+                       "command again")
+    except SafetensorError as error:
+        return _refuse(f"a file of weights is damaged ({error}): put it back, or train again")
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -103,13 +115,6 @@ def _print(result: dict[str, Any], as_json: bool, show) -> None:
         return
     from rich.console import Console
     show(result, Console())
-
-
-def _gib(size: float | None) -> str:
-    """Bytes as a text in GiB, or MiB where that reads better; `-` for None."""
-    if size is None:
-        return "-"
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.1f} MiB"
 
 
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
@@ -173,20 +178,21 @@ def _as_given(result: dict[str, Any]):
     table = _table(f"as given: {Path(given['sharding']).name}, batch {_batch(given)}; estimates", "where", "what", "bytes",
                    right=("bytes",))
     for where, phases, limit in (("each card", given["gpu"], machine["gpu"]), ("host memory", given["host"], machine["host"]),
-                                 ("disk", {"the whole run": given["disk"]}, machine["disk"])):
+                                 ("disk", {"the whole run": given["disk"]}, machine["disk"]),
+                                 *((f"disk of {folder}", {"offload": parts}, None) for folder, parts in given["disk_elsewhere"].items())):
         totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
         if not totals:
             continue
         fullest = max(totals, key=totals.get)
         for phase, total in totals.items():
             if phase != fullest:
-                table.add_row(where, phase, _gib(total), style="dim")
+                table.add_row(where, phase, gib(total), style="dim")
         known = limit is not None
         style = "bold red" if known and totals[fullest] > limit else "bold"
-        table.add_row(where, fullest, _gib(totals[fullest]) + (f" of {_gib(limit)}" if known else ""), style=style)
+        table.add_row(where, fullest, gib(totals[fullest]) + (f" of {gib(limit)}" if known else ""), style=style)
         for part, size in phases[fullest].items():
             if size:
-                table.add_row("", f"  {part}", _gib(size))
+                table.add_row("", f"  {part}", gib(size))
         table.add_section()
     return table
 
@@ -197,7 +203,7 @@ def _options(result: dict[str, Any]):
     title = "the largest micro-batch that fits (micro-batch x accumulation x ranks)"
     table = _table(title, "file", "batch", *numbers, "fits", right=numbers)
     for one in result["options"]:
-        table.add_row(Path(one["sharding"]).stem, _batch(one), _gib(one["gpu_peak"]), _gib(one["host_peak"]), _gib(one["disk_total"]),
+        table.add_row(Path(one["sharding"]).stem, _batch(one), gib(one["gpu_peak"]), gib(one["host_peak"]), gib(one["disk_total"]),
                       "no" if one["shortages"] else "yes")
     return table
 
@@ -222,7 +228,7 @@ def show_doctor(result: dict[str, Any], console) -> None:
 
 def _machine_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     cpu, memory, adam, video = result["cpu"], result["host_memory"], result["cpu_adam"], result["video"]
-    gpus = [f"{gpu['name']}, {_gib(gpu['free'])} of {_gib(gpu['total'])} free, {'bf16' if gpu['bf16'] else 'no bf16'}"
+    gpus = [f"{gpu['name']}, {gib(gpu['free'])} of {gib(gpu['total'])} free, {'bf16' if gpu['bf16'] else 'no bf16'}"
             for gpu in result["gpus"]]
     compiled = f"{'compatible' if adam['compatible'] else 'not compatible'}, {'compiled' if adam['compiled'] else 'not compiled'}"
     return [
@@ -230,8 +236,8 @@ def _machine_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         *((name, version or "not installed") for name, version in result["packages"].items()),
         ("GPU", "; ".join(gpus) or "none"),
         ("CPU", f"{cpu['cores']} core(s), {cpu['name']}, {'with' if cpu['avx512_bf16'] else 'without'} avx512_bf16"),
-        ("host memory", f"{_gib(memory['available'])} of {_gib(memory['total'])} free"),
-        ("disk", f"{_gib(result['free_disk'])} free in this folder"),
+        ("host memory", f"{gib(memory['available'])} of {gib(memory['total'])} free"),
+        ("disk", f"{gib(result['free_disk'])} free in this folder"),
         ("C++ compiler", result["compiler"] or "none"), ("ninja", result["ninja"] or "none"), ("cpu_adam", adam["error"] or compiled),
         ("aio", result["aio"]["error"] or ("compatible" if result["aio"]["compatible"] else "no libaio")),
         ("bitsandbytes", result["bitsandbytes"] or "not installed"),

@@ -16,13 +16,15 @@ from typing import Any
 import psutil
 
 LOCK = "lock"
+# What DeepSpeed raises where an op does not compile, or was compiled for another torch or Python and does not load.
+BUILD_ERRORS = (ImportError, RuntimeError, OSError)
 FRESH_SECONDS = 10.0
 
 
 def load_op(builder: Any, what: str, announce: bool, cure: str) -> None:
     """Compile and load an op by DeepSpeed's `builder`, about a minute at its first use on a machine. `what` and `cure` are for messages.
 
-    Raises ValueError where it cannot be built.
+    Raises ValueError where it cannot be built or loaded.
     """
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_root()))
     folder = build_folder(builder.name)
@@ -33,8 +35,9 @@ def load_op(builder: Any, what: str, announce: bool, cure: str) -> None:
         print(f"compiling {what}: once on this machine, about a minute", flush=True)
     try:
         builder.load(verbose=False)
-    except RuntimeError as error:
-        raise ValueError(f"deepspeed: {what} could not be compiled ({error.__cause__ or error}): {cure}") from error
+    except BUILD_ERRORS as error:
+        raise ValueError(f"deepspeed: {what} could not be compiled or loaded ({error.__cause__ or error}): {cure}; if it worked before, "
+                         f"remove {folder}, which holds what was compiled") from error
 
 
 def build_root() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vlmphys.records import MAX_TURNS, Variant, sha256_text
+from vlmphys.records import MAX_TURNS, Variant, nearest, sha256_text
 
 TUNES = ("full", "lora", "qlora")
 ENGINES = ("auto", "plain", "deepspeed", "fsdp")
@@ -58,7 +57,7 @@ class TrainConfig:
     out: str = "runs/train"                 # run folder
     variant: str = "multi_turn"             # multi_turn | single_turn | no_physics
 
-    tune: str = "full"                      # full: q, k, v and FFN of the LLM; lora: PEFT on the same modules
+    tune: str = "full"                      # full: q, k, v and FFN of the LLM; lora: PEFT on the same modules; qlora: lora, base in 4 bits
     tune_o_proj: bool = False               # also the attention's output projection
     lora_r: int = 128                       # rank
     lora_alpha: int = 256                   # the update is scaled by lora_alpha / lora_r
@@ -92,7 +91,7 @@ class TrainConfig:
     early_stopping_patience: int = 0        # validations without a better AUROC before the run ends; 0: it goes on
 
     logging_steps: int = 10                 # optimizer steps between rows of metrics.jsonl
-    save_steps: int = 200                   # optimizer steps between checkpoints; 0: none
+    save_steps: int = 200                   # optimizer steps between checkpoints; 0: none but what guards the end of the run
     save_total_limit: int = 2               # checkpoints kept
     turn_grad_norm_steps: int = 0           # optimizer steps between measurements of each turn's own gradient norm; 0: none
     dataloader_num_workers: int = 2         # threads that read the next steps' clips ahead; 0: read when needed
@@ -299,7 +298,8 @@ def _out_of_range(config: TrainConfig) -> list[str]:
     if len(config.turn_weights) != MAX_TURNS or min(config.turn_weights, default=-1) < 0 or sum(config.turn_weights) <= 0:
         problems.append(f"turn_weights is {list(config.turn_weights)}: {MAX_TURNS} numbers are needed, none negative and not all 0")
     if not config.eval_steps and (config.load_best_model_at_end or config.early_stopping_patience):
-        problems.append("load_best_model_at_end and early_stopping_patience need validations: set eval_steps as well")
+        problems.append(f"eval_steps is 0, but load_best_model_at_end is {config.load_best_model_at_end} and early_stopping_patience is "
+                        f"{config.early_stopping_patience}: both need validations, so set eval_steps as well")
     if config.engine == "deepspeed" and not config.deepspeed:
         problems.append("engine is 'deepspeed' but deepspeed names no file: add deepspeed: ds_configs/zero2.json")
     sharded = config.engine == "fsdp"
@@ -319,9 +319,8 @@ def _out_of_range(config: TrainConfig) -> list[str]:
 
 def _nearest(name: str, known) -> str:
     if (meant := ALIASES.get(str(name).lower())) in known:
-        return f"; did you mean {meant!r}?"
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        return f" (did you mean {meant!r}?)"
+    return nearest(name, known)
 
 
 def _joined(what: str, problems: list[str]) -> str:

@@ -8,14 +8,14 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GIB = 1 << 30
+from vlmphys.cases import GIB
+
 PACKAGES = ("vlmphys", "torch", "deepspeed", "transformers", "peft", "decord", "av", "pyarrow")
 READERS = ("pyav", "decord")
 LEVELS = (40, 90, 140, 190)     # brightness of the frames of the clip that the readers are tried on
@@ -58,8 +58,6 @@ class Check:
     works: bool
     remark: str
 
-
-# What there is
 
 def gpus_here(indices: list[int] | None = None) -> list[Gpu]:
     """The visible CUDA devices, or those of `indices`; none without torch or CUDA. Asking for free memory opens a context on each."""
@@ -109,10 +107,18 @@ def _number(path: Path) -> int | None:
 
 def free_disk(path: str | Path) -> int:
     """Free bytes where `path` is, or would be."""
+    return shutil.disk_usage(_there(path)).free
+
+
+def same_disk(one: str | Path, other: str | Path) -> bool:
+    """Whether both are, or would be, on one file system."""
+    return _there(one).stat().st_dev == _there(other).stat().st_dev
+
+
+def _there(path: str | Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
     path = Path(path).expanduser().absolute()
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def version_of(package: str) -> str | None:
@@ -259,8 +265,6 @@ def facts_here(build: bool = False) -> dict[str, Any]:
         "bitsandbytes": version_of("bitsandbytes"), "video": decoder_facts(),
         "tiny_base": tiny_facts()}
 
-
-# What will work
 
 def checks(facts: dict[str, Any]) -> list[Check]:
     """What of the toolkit will work, from the facts alone; the last one is the quick start."""

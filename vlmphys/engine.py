@@ -1,4 +1,5 @@
-"""Who computes gradients and updates weights: torch alone, DeepSpeed or FSDP2. The only file that knows of the latter two.
+"""Who computes gradients and updates weights: torch alone, DeepSpeed or FSDP2. The only file that trains with the latter
+two (DeepSpeed's settings and CPU optimizer are in deepspeed_parts.py).
 
 It owns all scaling. The loop hands over a loss whose sum over micro-batches **and ranks** is the loss of the optimizer
 step; what an engine does to gradients by itself (DeepSpeed and FSDP average them over ranks) is undone here.
@@ -6,14 +7,9 @@ step; what an engine does to gradients by itself (DeepSpeed and FSDP average the
 
 from __future__ import annotations
 
-import logging
-import os
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -23,7 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from vlmphys.batches import Batch
 from vlmphys.compiling import load_op
-from vlmphys.config import TrainConfig, read_deepspeed_json
+from vlmphys.config import TrainConfig
+from vlmphys.deepspeed_parts import (compiles, cpu_adam, deepspeed_settings, import_deepspeed, is_cpu_adam, offload_device, offload_folder,
+                                     replay_cpu_adam, uses_disk)
 from vlmphys.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -186,23 +184,23 @@ class DeepSpeedEngine(PlainEngine):
     """DeepSpeed's engine at ZeRO stage 1, 2 or 3, with optimizer and parameters on the device, on the CPU or on a disk."""
 
     def __init__(self, world: World, module: nn.Module, trained: dict[str, nn.Parameter], config: TrainConfig):
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self._note(world, module, trained, config)
         settings = deepspeed_settings(config)
         sharding = settings["zero_optimization"]
         self.divides_weights = sharding["stage"] == 3
-        self.offload_folder = _offload_folder(config) if _uses_disk(sharding) else None
+        self.offload_folder = offload_folder(config) if uses_disk(sharding) else None
         if self.offload_folder:
             from deepspeed.ops.op_builder import AsyncIOBuilder
-            load_op(AsyncIOBuilder(), "DeepSpeed's access to a disk", _compiles(world, "async_io"),
+            load_op(AsyncIOBuilder(), "DeepSpeed's access to a disk", compiles(world, "async_io"),
                     "install libaio (apt-get install libaio-dev), or use ds_configs/zero3_offload.json")
-        if _offload_device(sharding, "offload_param") == "nvme" and world.device.type == "cpu" and not config.bf16:
+        if offload_device(sharding, "offload_param") == "nvme" and world.device.type == "cpu" and not config.bf16:
             # DeepSpeed 0.19 (Init._set_dtype) takes bf16 buffers for them wherever fp16 is not supported; drop this when it asks for fp32.
             raise ValueError("deepspeed: without a GPU DeepSpeed rounds weights on a disk to bf16, which this fp32 run did not ask for: "
                              "use bf16=true, or a JSON without offload_param")
         parameters = list(trained.values())
-        offload = _offload_device(sharding, "offload_optimizer") != "none"
-        self.adam = _cpu_adam(parameters, config, world) if offload else adamw(parameters, config)
+        offload = offload_device(sharding, "offload_optimizer") != "none"
+        self.adam = cpu_adam(parameters, config, world) if offload else adamw(parameters, config)
         self.engine, *_ = deepspeed.initialize(model=module, model_parameters=parameters, optimizer=self.adam, config=settings)
 
     def forward(self, batch: Batch, last: bool) -> tuple[torch.Tensor, ...]:
@@ -249,7 +247,7 @@ class DeepSpeedEngine(PlainEngine):
                 state = self.adam.state[flat]
                 for key in MOMENTS:
                     state.setdefault(key, torch.zeros_like(flat))
-                state["step"] = step if _is_cpu_adam(self.adam) else torch.tensor(float(step), device=flat.device)
+                state["step"] = step if is_cpu_adam(self.adam) else torch.tensor(float(step), device=flat.device)
                 for name, parameter in self._members(group):
                     values = {key: lookup(name, key) for key in ("weight", *MOMENTS)}
                     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.divides_weights):
@@ -259,8 +257,8 @@ class DeepSpeedEngine(PlainEngine):
                         offset, start, count = placed
                         target = flat.data if key == "weight" else state[key]
                         target.narrow(0, offset, count).copy_(value.flatten().narrow(0, start, count))
-        if _is_cpu_adam(self.adam):
-            _replay_cpu_adam(self.adam, step, len(self._flats()))
+        if is_cpu_adam(self.adam):
+            replay_cpu_adam(self.adam, step, len(self._flats()))
 
     def close(self) -> None:
         if self.offload_folder:
@@ -299,48 +297,19 @@ class DeepSpeedEngine(PlainEngine):
         on_disk = self.divides_weights and zero._swappable_optimizer_subgroup(group)
         if on_disk:
             zero._optimizer_states_and_gradient_swap_in(group)
-        yield
-        if on_disk and changed:
-            zero._optimizer_states_and_gradient_swap_out(group)
-        elif on_disk:
-            zero._release_swap_buffers(group)
+        try:
+            yield
+        finally:
+            if on_disk and changed:
+                zero._optimizer_states_and_gradient_swap_out(group)
+            elif on_disk:
+                zero._release_swap_buffers(group)
 
     @contextmanager
     def _gathered(self, value: torch.Tensor) -> Iterator[torch.Tensor]:
         import deepspeed
         with deepspeed.zero.GatheredParameters([value], enabled=self.divides_weights):
             yield value
-
-
-def deepspeed_settings(config: TrainConfig) -> dict[str, Any]:
-    """What DeepSpeed is told: the run's JSON, the run's own batch size, precision and clipping, and a folder for what goes to a disk."""
-    settings = read_deepspeed_json(config.deepspeed)
-    sharding = settings["zero_optimization"]
-    for part in ("offload_optimizer", "offload_param"):
-        if _offload_device(sharding, part) == "nvme":
-            sharding[part].setdefault("nvme_path", str(_offload_folder(config)))
-    return {
-        **settings,
-        "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
-        # The loop accumulates and says where a step ends, since the last step of an epoch has fewer micro-batches: with 1
-        # DeepSpeed divides nothing by a number of accumulation steps that it believes in.
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": config.bf16},
-        "steps_per_print": 1 << 60}
-
-
-def _offload_folder(config: TrainConfig) -> Path:
-    """Where weights and moments go that live on a disk, unless the JSON names another place. Hidden: it is no part of a run."""
-    return Path(config.out).absolute() / ".offload"
-
-
-def _offload_device(sharding: dict[str, Any], part: str) -> str:
-    return (sharding.get(part) or {}).get("device") or "none"
-
-
-def _uses_disk(sharding: dict[str, Any]) -> bool:
-    return "nvme" in (_offload_device(sharding, "offload_optimizer"), _offload_device(sharding, "offload_param"))
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
@@ -381,50 +350,3 @@ def set_learning_rate(optimizer, learning_rate: float) -> None:
     """The rate of the next update, in every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def _cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World):
-    """DeepSpeed's AdamW for weights that live in host memory."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-    load_op(CPUAdamBuilder(), "DeepSpeed's CPU optimizer", _compiles(world, "cpu_adam"),
-            "install a C++ compiler (g++) and ninja, or use a JSON without offload_optimizer, such as ds_configs/zero2.json")
-    return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
-                            weight_decay=config.weight_decay, adamw_mode=True)
-
-
-def _compiles(world: World, op: str) -> bool:
-    """Whether this rank should say that an op is being compiled: not where DeepSpeed was installed with it."""
-    from deepspeed.git_version_info import installed_ops
-    return world.is_first and not installed_ops.get(op)
-
-
-def _is_cpu_adam(optimizer) -> bool:
-    return hasattr(optimizer, "ds_opt_adam")
-
-
-def _replay_cpu_adam(adam, step: int, parts: int) -> None:
-    """Bring the powers of the betas inside DeepSpeed's C++ optimizer to where `step` updates would have brought them.
-
-    It multiplies them up step by step, which in floating point differs from the power that a fresh object computes at `step`; without
-    this a resumed run differs from an uninterrupted one in the last bit. A step updates `parts` flat tensors one after the other, and
-    the object counts calls. The updates go to a number that nobody reads.
-    """
-    group = adam.param_groups[0]
-    number, gradient, mean, variance = (torch.zeros(1) for _ in range(4))
-    for past in (past for past in range(1, step + 1) for _ in range(parts)):
-        adam.ds_opt_adam.adam_update(adam.opt_id, past, group["lr"], *group["betas"], group["eps"], group["weight_decay"],
-                                     group["bias_correction"], number, gradient, mean, variance)
-
-
-def _import_deepspeed():
-    """DeepSpeed, told which accelerator there is and to speak only of what is wrong."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # DeepSpeed 0.19 calls it under torch 2.13's old name; drop this line when it does not.
-    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*deprecated", category=FutureWarning)
-    # A shared-memory all-reduce for inference on CPUs: never used in training, but compiled at every machine's first start.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

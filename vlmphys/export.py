@@ -15,6 +15,8 @@ from transformers.utils import cached_file
 
 from vlmphys import runs
 from vlmphys.card import Exported, find_scores, write_card
+from vlmphys.cases import gib
+from vlmphys.doctor import free_disk
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, only_writer, read_json, write_atomic
 from vlmphys.model import load_config, load_tokenizer, quiet_transformers, read_facts, resolve_source
 from vlmphys.tiny import preprocessor_settings
@@ -54,7 +56,7 @@ def export(run_folder: str | Path, out: str | Path, merge: bool = False, scores:
     needed = whole_bytes(run.config.model, DTYPES[dtype]) if whole else (run.model_folder / ADAPTER).stat().st_size * 2
     check_disk(out, needed)
     if whole:
-        console.print(f"the whole model in {dtype}: about {needed / 2**30:.2f} GiB of host memory and as much of disk", highlight=False)
+        console.print(f"the whole model in {dtype}: about {gib(needed)} of host memory and as much of disk", highlight=False)
 
     target = out.absolute()
     aside = target.with_name(f".{target.name}.partial")
@@ -77,6 +79,9 @@ def export(run_folder: str | Path, out: str | Path, merge: bool = False, scores:
                 shutil.rmtree(folder)
         fsync_folder(target.parent)
     console.print(f"exported: {out}", highlight=False, soft_wrap=True)
+    if not whole and Path(base := resolve_source(run.config.model)).is_dir():
+        console.print(f"before you publish it: {ADAPTER_CONFIG} names the base by its folder here ({Path(base).absolute()}), so that it "
+                      "loads on this machine; write the base's hub id there", highlight=False, markup=False, soft_wrap=True)
     return out
 
 
@@ -89,10 +94,9 @@ def whole_bytes(model: str, dtype: torch.dtype) -> int:
 
 def check_disk(out: Path, needed: int) -> None:
     """Raise ValueError where the disk that `out` will lie on has no room for `needed` bytes."""
-    there = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(there).free
+    free = free_disk(out)
     if free < needed:
-        raise ValueError(f"--out {out}: {needed / 2**30:.2f} GiB are needed there and {free / 2**30:.2f} GiB are free; "
+        raise ValueError(f"--out {out}: {gib(needed)} are needed there and {gib(free)} are free; "
                          "make room, or give a folder on another disk")
 
 

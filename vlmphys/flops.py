@@ -15,7 +15,7 @@ import torch
 from vlmphys.config import TrainConfig
 from vlmphys.loss import STATISTICS
 from vlmphys.records import MAX_TURNS
-from vlmphys.tuning import ATTENTION, tuned_modules
+from vlmphys.tuning import ATTENTION, linear_shapes, tuned_modules
 
 # Dense peak of the tensor cores in TFLOP/s, bf16 products added up in fp32, from NVIDIA's data sheets and architecture papers (the figures
 # "with sparsity" halved); V100 and T4 have no bf16: theirs is fp16. The whole of torch.cuda.get_device_name must match, since
@@ -81,15 +81,10 @@ def model_flops(hf, config: TrainConfig, frames: int) -> ModelFlops:
 def _language_layers(text, config: TrainConfig) -> float:
     """A token's operations in the linear layers: 2 a weight forward, 2 for the gradient of the layer's input, 2 for that of its weights
     where they are trained. A LoRA pair is two trained layers beside a frozen one."""
-    hidden, ffn, layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
-    head = getattr(text, "head_dim", None) or hidden // text.num_attention_heads
-    queries, keys = text.num_attention_heads * head, text.num_key_value_heads * head
-    shapes = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys), "o_proj": (queries, hidden),
-              "gate_proj": (hidden, ffn), "up_proj": (hidden, ffn), "down_proj": (ffn, hidden)}
-    trained = tuned_modules(config.tune_o_proj)
+    layers, trained = text.num_hidden_layers, tuned_modules(config.tune_o_proj)
     rank = 0 if config.tune == "full" else config.lora_r
     total = 0
-    for name, (inputs, outputs) in shapes.items():
+    for name, (inputs, outputs) in linear_shapes(text).items():
         # Below the first layer nothing is trained: its q, k and v need no gradient of their input.
         with_input_gradient = layers - 1 if name in ATTENTION else layers
         total += 2 * inputs * outputs * (layers + with_input_gradient)
@@ -102,8 +97,8 @@ def _language_layers(text, config: TrainConfig) -> float:
 
 def _attention(text) -> float:
     """Queries times keys and weights times values, 2 operations each for half of the matrix (causal); backward twice that."""
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return text.num_hidden_layers * 3 * 2 * text.num_attention_heads * head
+    _, queries = linear_shapes(text)["q_proj"]
+    return text.num_hidden_layers * 3 * 2 * queries
 
 
 def _frame(hf) -> float:

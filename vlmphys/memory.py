@@ -31,8 +31,6 @@ def pinned_bytes(size: float) -> int:
     return 1 << (max(1, int(size)) - 1).bit_length()
 
 
-# On the device, one rank
-
 def weight_bytes(case: Case) -> int:
     """Weights that stay: a x P; P/N of them under ZeRO-3, none there where they are offloaded.
 
@@ -150,33 +148,34 @@ def logit_bytes(case: Case) -> int:
     return case.micro_batch * case.supervised * case.size.vocab * (8 + (2 if case.config.bf16 else 0))
 
 
-def tower_bytes(case: Case) -> int:
+def tower_bytes(case: Case, clips: int) -> int:
     """The frozen tower's pass: every layer's output (one is picked afterwards), one layer at work, fp32 pixels; an estimate."""
     size, a = case.size, case.a
-    images = case.micro_batch * case.frames
+    images = clips * case.frames
     layer = a * (6 * size.vision_hidden + 2 * size.vision_ffn)
     tokens = images * size.tokens_per_frame * (a * size.vision_hidden * (size.vision_layers + 1) + layer)
-    return tokens + images * 3 * size.image_size ** 2 * (8 + a) + feature_bytes(case)
+    return tokens + images * 3 * size.image_size ** 2 * (8 + a) + feature_bytes(case, clips)
 
 
-def feature_bytes(case: Case) -> int:
+def feature_bytes(case: Case, clips: int) -> int:
     """The video's projected features."""
-    images = case.micro_batch * case.frames
-    return case.a * images * case.size.tokens_per_frame * case.size.hidden
+    return case.a * clips * case.frames * case.size.tokens_per_frame * case.size.hidden
 
 
 def device_phases(case: Case) -> dict[str, dict[str, int]]:
     """Bytes of one rank on its device, by part, in the backward pass and in the update."""
     states = {"weights": weight_bytes(case) + gathered_bytes(case), "optimizer states": optimizer_bytes(case)}
     # Tower and language model follow each other, and so do the head and the layers' own backward pass.
-    working = max(tower_bytes(case), activation_bytes(case) + feature_bytes(case))
+    working = max(tower_bytes(case, case.micro_batch), activation_bytes(case) + feature_bytes(case, case.micro_batch))
     phases = {
         **starting_phase(case),
         "backward pass": {**states, "gradients": gradient_bytes(case), "communication": bucket_bytes(case), "activations": working,
                           "logits": logit_bytes(case)},
         "update": {**states, "gradients": update_bytes(case)}}
     if case.config.eval_steps:
-        phases["validation"] = {**states, "activations": max(tower_bytes(case), validation_bytes(case)), "logits": exact_head_bytes(case)}
+        rows = validation_rows(case)
+        working = max(tower_bytes(case, rows), validation_bytes(case) + feature_bytes(case, rows))
+        phases["validation"] = {**states, "activations": working, "logits": exact_head_bytes(case)}
     if case.config.turn_grad_norm_steps:
         # A turn's gradients as they are added up, in fp32, and those of a micro-batch, beside what the step itself has.
         phases["turn gradients"] = {**phases["backward pass"], "turn's own gradients": (4 + case.a) * case.size.trained}
@@ -194,15 +193,20 @@ def starting_phase(case: Case) -> dict[str, dict[str, int]]:
     return {"start": {"weights": case.a * case.total}} if case.sharding.stage == 3 else {}
 
 
+def validation_rows(case: Case) -> int:
+    """Rows of a validation batch: each clip twice, once for each verdict, its video too."""
+    return 2 * case.config.per_device_eval_batch_size
+
+
 def validation_bytes(case: Case) -> int:
-    """A validation batch holds each clip twice, once for each verdict, and keeps one layer at a time and no graph: an estimate."""
+    """The language model in a validation batch: one layer at a time and no graph. An estimate."""
     size, a = case.size, case.a
     layer = (8 + 4 * a) * size.hidden + a * (2 * size.queries + 2 * size.keys + 3 * size.ffn)
-    return 2 * case.config.per_device_eval_batch_size * case.tokens * layer
+    return validation_rows(case) * case.tokens * layer
 
 
 def exact_head_bytes(case: Case) -> int:
-    """A validation's head: its weights in fp32 beside those of the model, and the logits of both verdicts' few tokens, which are left out."""
+    """A validation's head: its weights in fp32 beside those of the model, and the logits of both verdicts' few tokens, left out."""
     return 4 * case.size.vocab * case.size.hidden
 
 
@@ -216,8 +220,6 @@ def heap_holes(case: Case) -> int:
     outputs = size.queries + 2 * size.keys + 2 * size.ffn + size.hidden + (size.hidden if case.config.tune_o_proj else 0)
     return 2 * case.a * outputs * case.positions * (1 if case.config.gradient_checkpointing else size.layers)
 
-
-# In host memory, all ranks of one machine
 
 def offload_bytes(case: Case) -> dict[str, int]:
     """What one rank keeps in host memory for an offloaded optimizer, and under ZeRO-3 for offloaded weights.
@@ -273,9 +275,8 @@ def host_phases(case: Case) -> dict[str, dict[str, int]]:
             phases[phase] = add(steady, {part: size * ranks for part, size in parts.items()})
         steady = add(steady, {"weights": weight_bytes(case) * ranks, "optimizer states": optimizer_bytes(case) * ranks})
     # The first rank alone gathers and writes.
-    if checkpoints_kept(case):
-        shard = min(CHECKPOINT_SHARD, 12 * case.size.trained) + 12 * case.size.largest_trained
-        phases["writing a checkpoint"] = add(steady, {"file in the making": shard})
+    shard = min(CHECKPOINT_SHARD, 12 * case.size.trained) + 12 * case.size.largest_trained
+    phases["writing a checkpoint"] = add(steady, {"file in the making": shard})
     phases["writing the model"] = add(steady, {"file in the making": model_bytes(case)})
     return phases
 
@@ -295,27 +296,31 @@ def without(phases: dict[str, dict[str, int]], names: tuple[str, ...]) -> dict[s
     return {phase: {part: size for part, size in parts.items() if part not in names} for phase, parts in phases.items()}
 
 
-# On disk
-
 def checkpoints_kept(case: Case) -> int:
     """Checkpoints that stand side by side at worst: `save_total_limit`, the one being written and, with validation, the best one; or as
-    many as the run writes."""
+    many as the run writes. One at least: whatever `save_steps` says, a run saves when it is stopped and before it writes its model.
+    """
     config = case.config
-    if not config.save_steps:
-        return 0
-    most = config.save_total_limit + 1 + (1 if config.eval_steps else 0)
-    if case.steps is None:
+    keeps_best = config.eval_steps and (config.save_steps or config.load_best_model_at_end)
+    most = config.save_total_limit + 1 + (1 if keeps_best else 0)
+    periods = [every for every in (config.save_steps, config.eval_steps if keeps_best else 0) if every]
+    if case.steps is None and periods:
         return most
-    return min(most, sum((case.steps - 1) // every for every in (config.save_steps, config.eval_steps) if every))
+    return min(most, 1 + sum((case.steps - 1) // every for every in periods))
 
 
 def disk_parts(case: Case) -> dict[str, int]:
-    """Bytes of the run folder: checkpoints (fp32 weights and moments of what is trained, 12T each), the model or adapter at the end, and
-    what is offloaded to disk."""
-    parts = {"checkpoints": checkpoints_kept(case) * 12 * case.size.trained,
-             "model": model_bytes(case)}
-    if case.sharding.optimizer_on == "disk":
-        parts["offloaded states"] = 12 * case.size.trained
-    if case.sharding.parameters_on == "disk":
-        parts["offloaded weights"] = case.a * case.total
-    return parts
+    """Bytes of the run folder: checkpoints (fp32 weights and moments of what is trained, 12T each), and the model or adapter at the end."""
+    return {"checkpoints": checkpoints_kept(case) * 12 * case.size.trained, "model": model_bytes(case)}
+
+
+def swapped_parts(case: Case) -> dict[str | None, dict[str, int]]:
+    """Bytes of what is offloaded to a disk, by folder (None: the run folder, which all machines share) and part: fp32 masters, gradients
+    and Adam's moments, 16T (DeepSpeed 0.19), and with `offload_param` the weights; in a machine's own folder those of its ranks."""
+    found: dict[str | None, dict[str, int]] = {}
+    for on, path, part, size in (
+            (case.sharding.optimizer_on, case.sharding.optimizer_path, "offloaded states", 16 * case.size.trained),
+            (case.sharding.parameters_on, case.sharding.parameters_path, "offloaded weights", case.a * case.total)):
+        if on == "disk":
+            found.setdefault(path, {})[part] = size if path is None else size * case.ranks_on_node // case.ranks
+    return found

@@ -14,27 +14,29 @@ from statistics import mean
 from typing import Any
 
 from vlmphys import memory
-from vlmphys.cases import GIB, Case, Data, Machine, ModelSize, Sharding, sharding_of
+from vlmphys.cases import GIB, Case, Data, Machine, ModelSize, Sharding, gib, sharding_of
 from vlmphys.config import FIELDS, TrainConfig, read_deepspeed_json
-from vlmphys.doctor import free_disk, gpus_here, host_memory
+from vlmphys.doctor import free_disk, gpus_here, host_memory, same_disk
 from vlmphys.duration import assumed_time, time_of
 
 REPOSITORY = Path(__file__).parents[1]
 # Tokens of a clip beside its video, and how many of them are supervised, where nothing is packed: a long four-turn dialogue.
 ASSUMED_TEXT, ASSUMED_SUPERVISED = 850, 300
-# Tried in this order where nothing fits, each with all before it.
-CHANGES = ({}, {"gradient_checkpointing": True}, {"bf16": True}, {"tune": "lora"}, {"lora_r": 32}, {"lora_r": 8})
+# Ranks of LoRA that are tried where a run does not fit.
+SMALLER_RANKS = (32, 8)
 PLACES = ("device", "host", "disk")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A case with all its bytes: by phase and part on one card (empty without a GPU) and in one machine's host memory, by part on disk."""
+    """A case with all its bytes: by phase and part on one card (empty without a GPU) and in one machine's host memory, by part on the disk
+    of the run folder, and by folder and part on other disks (an `nvme_path`)."""
 
     case: Case
     device: dict[str, dict[str, int]]
     host: dict[str, dict[str, int]]
     disk: dict[str, int]
+    elsewhere: dict[str, dict[str, int]]
 
     def shortages(self, machine: Machine, sure: bool = False) -> list[str]:
         """What there is too little of, with the numbers; with `sure`, only what is short even without the parts that are mere guesses."""
@@ -46,22 +48,18 @@ class Estimate:
         phase, need = memory.peak(memory.without(self.host, guesses))
         if need > machine.host:
             found.append(f"there are {gib(machine.host)} of host memory, {gib(need)} are needed ({phase})")
-        need = sum(self.disk.values())
-        if machine.disk is not None and need > machine.disk:
-            found.append(f"{gib(machine.disk)} are free on the disk of {self.case.config.out}, checkpoints and model need {gib(need)}")
+        if machine.disk is not None:
+            free = {self.case.config.out: machine.disk, **{folder: free_disk(folder) for folder in self.elsewhere}}
+            for folder, parts in {self.case.config.out: self.disk, **self.elsewhere}.items():
+                need = sum(parts.values())
+                if need > free[folder]:
+                    found.append(f"{gib(free[folder])} are free on the disk of {folder}, {', '.join(parts)} need {gib(need)}")
         if self.case.config.tune == "qlora" and machine.gpu is None:
             found.append("tune is 'qlora', whose 4-bit weights need a CUDA GPU")
         elif self.case.config.tune == "qlora" and self.case.sharding.stage not in (1, 2):
             found.append("tune is 'qlora', which works with ZeRO-1 and ZeRO-2 alone")
         return found
 
-
-def gib(size: float) -> str:
-    """Bytes as a text."""
-    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / (1 << 20):.1f} MiB"
-
-
-# Facts
 
 def model_size(config: TrainConfig, hf=None) -> ModelSize:
     """Count a model from its config: the real modules are built on torch's meta device, where they take no memory.
@@ -73,7 +71,7 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
     from transformers import VideoLlavaForConditionalGeneration
 
     from vlmphys.model import drop_image_tower, load_config
-    from vlmphys.tuning import count_groups, expected_counts
+    from vlmphys.tuning import count_groups, expected_counts, linear_shapes
     hf = hf or load_config(config.model)
     text, vision = hf.text_config, hf.vision_config
     if text.model_type != "llama":
@@ -84,11 +82,11 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
     groups = {group: total for group, (total, _) in count_groups(drop_image_tower(network)).items()}
     for group, count in expected_counts(text, "full", True, 0).items():
         assert groups[group] == count, f"{group}: {groups[group]:,} parameters in the modules, {count:,} by the config"
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    shapes = linear_shapes(text)
     size = ModelSize(
         parameters=groups, image_tower=both - sum(groups.values()), text_config=text, trained=0, largest_trained=0,
         layers=text.num_hidden_layers, hidden=text.hidden_size, ffn=text.intermediate_size, vocab=text.vocab_size,
-        heads=text.num_attention_heads, queries=text.num_attention_heads * head, keys=text.num_key_value_heads * head,
+        heads=text.num_attention_heads, queries=shapes["q_proj"][1], keys=shapes["k_proj"][1],
         vision_hidden=vision.hidden_size, vision_ffn=vision.intermediate_size, vision_layers=vision.num_hidden_layers,
         image_size=vision.image_size, tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1)
     return tuned_size(size, config)
@@ -169,8 +167,6 @@ def shipped_shardings(config: TrainConfig) -> tuple[list[Sharding], list[str]]:
     return found, refused
 
 
-# Estimates
-
 def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, ranks: int | None = None,
             on_node: int | None = None) -> Case:
     """The config on the machine, one rank a card where `ranks` does not say otherwise."""
@@ -195,7 +191,13 @@ def steps_of(case: Case, data: Data) -> int | None:
 
 def estimate(case: Case) -> Estimate:
     """All bytes of a case."""
-    return Estimate(case, memory.device_phases(case) if case.on_gpu else {}, memory.host_phases(case), memory.disk_parts(case))
+    disk, elsewhere = memory.disk_parts(case), {}
+    for folder, parts in memory.swapped_parts(case).items():
+        if folder is None or same_disk(folder, case.config.out):
+            disk |= parts
+        else:
+            elsewhere[folder] = parts
+    return Estimate(case, memory.device_phases(case) if case.on_gpu else {}, memory.host_phases(case), disk, elsewhere)
 
 
 def options(case: Case, machine: Machine, shardings: list[Sharding]) -> list[Estimate]:
@@ -227,16 +229,24 @@ def largest_micro_batch(case: Case, machine: Machine) -> Estimate:
     return tried
 
 
+def changes_of(case: Case) -> list[dict[str, Any]]:
+    """What is tried where a run does not fit, each with all before it: what costs time first, then what trains less, then 4 bits."""
+    own = case.config
+    ranks = [{"lora_r": rank} for rank in SMALLER_RANKS if rank < own.lora_r]
+    changes = [{}, {"gradient_checkpointing": True}, {"bf16": True}, *([{"tune": "lora"}] if own.tune == "full" else []), *ranks]
+    if case.on_gpu and own.tune != "qlora":
+        changes += [{"tune": "qlora", "lora_r": own.lora_r}, *ranks]
+    return changes
+
+
 def changed_until_it_fits(case: Case, machine: Machine, shardings: list[Sharding]) -> tuple[Estimate, bool]:
-    """The first of `CHANGES` with which some micro-batch fits, with the run's own engine and JSON or else with another, and True; else the
-    least demanding one, and False."""
-    changes = list(CHANGES)
+    """The first of `changes_of` with which some micro-batch fits, with the run's own engine and JSON or else with another, and True; else
+    the least demanding one, and False."""
+    changes = changes_of(case)
     if any("on the disk" in text for text in estimate(case).shortages(machine)):
         changes.insert(0, {"save_total_limit": 1})
     tried = []
     for change in changes:
-        if "lora_r" in change and case.config.lora_r <= change["lora_r"]:
-            continue
         config = replace(case.config, **change)
         case = replace(case, config=config, size=tuned_size(case.size, config))
         tried += [largest_micro_batch(case, machine)]
@@ -255,8 +265,6 @@ def as_settings(old: TrainConfig, new: TrainConfig) -> str:
     changed = [name for name in FIELDS if getattr(old, name) != getattr(new, name)]
     return " ".join(f"{name}={text(getattr(new, name))}" for name in changed)
 
-
-# Answers
 
 def make_plan(config: TrainConfig, machine: Machine, data_folder: str | None = None, run: str | None = None,
               only_batch: bool = False) -> dict[str, Any]:
@@ -298,6 +306,7 @@ def as_values(one: Estimate, machine: Machine, given: TrainConfig) -> dict[str, 
             "gradient_accumulation_steps": config.gradient_accumulation_steps, "ranks": one.case.ranks, "set": as_settings(given, config),
             "gpu": one.device, "gpu_peak": memory.peak(one.device)[1] if one.device else None,
             "host": one.host, "host_peak": memory.peak(one.host)[1], "disk": one.disk, "disk_total": sum(one.disk.values()),
+            "disk_elsewhere": one.elsewhere,
             "shortages": one.shortages(machine)}
 
 

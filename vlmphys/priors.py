@@ -6,7 +6,6 @@ are the components of the multi-turn paper (section 3.2): they hold for every cl
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Iterable
 
 import yaml
 
-from vlmphys.records import NORMAL_STATES, sha256_text
+from vlmphys.records import NORMAL_STATES, nearest, sha256_text
 
 PRIORS_FOLDER = Path(__file__).parent / "priors"
 PARTS = ("component", "dynamic", "motion")
@@ -56,7 +55,7 @@ class Prior:
             cure = f"copy {self.source} into a folder of yours, add it there and give that with --priors" if shipped else \
                 f"add it to {self.source}"
             where = f" ({cure})" if self.source else ""
-            raise ValueError(f"category {self.category!r} has no texts for the state {state!r}{_nearest(state, self.states)}; "
+            raise ValueError(f"category {self.category!r} has no texts for the state {state!r}{nearest(state, self.states)}; "
                              f"it has: {', '.join(self.states)}{where}")
         return self.states[key]
 
@@ -75,7 +74,7 @@ def load_priors(categories: Iterable[str], extra_dir: Path | str | None = None) 
     wanted = sorted(set(categories))
     unknown = [category for category in wanted if category not in files]
     if unknown:
-        listed = "; ".join(f"{category!r}{_nearest(category, files)}" for category in unknown)
+        listed = "; ".join(f"{category!r}{nearest(category, files)}" for category in unknown)
         raise ValueError(f"no prior for the category {listed}. Known: {', '.join(sorted(files))}. "
                          "To add a category, put <category>.yaml into a folder and give that folder with --priors DIR")
     return {category: read_prior(files[category]) for category in wanted}
@@ -190,11 +189,6 @@ def duplicates(priors: dict[str, Prior]) -> list[str]:
     return problems
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
     files = {path.stem: path for path in sorted(PRIORS_FOLDER.glob("*.yaml"))}
     if extra_dir is not None:
@@ -241,7 +235,7 @@ def _mapping(node: yaml.Node | None, where: str, allowed: tuple[str, ...] | None
         if key in found:
             problems.append(f"{where}: {key!r} stands twice (again in line {line})")
         elif allowed is not None and key not in allowed:
-            problems.append(f"{where}: unknown key {key!r} in line {line}{_nearest(key, allowed)}; allowed: {', '.join(allowed)}")
+            problems.append(f"{where}: unknown key {key!r} in line {line}{nearest(key, allowed)}; allowed: {', '.join(allowed)}")
         else:
             found[key] = value
     return found

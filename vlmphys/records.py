@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 
@@ -53,6 +55,12 @@ def sha256_file(path: Path, chunk_bytes: int = 1 << 20) -> str:
         while chunk := stream.read(chunk_bytes):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'fan'?)` where one of the known names is like this one, else nothing: for the message that refuses it."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def sha256_text(text: str) -> str:

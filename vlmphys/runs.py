@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Run:
 
     folder: Path
     config: TrainConfig
-    model_folder: Path          # Hugging Face folder (tune: full) or PEFT adapter (tune: lora)
+    model_folder: Path          # Hugging Face folder (tune: full) or PEFT adapter (tune: lora, qlora)
     variant: Variant
     data_fingerprint: str
 
@@ -87,7 +88,7 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
         raise ValueError(f"out: {out} is a file; give a folder")
     present = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.exists() else set()
     if "config.yaml" not in present:
-        if present <= {"checkpoints", "data.json", "env.json"}:
+        if present <= {"checkpoints", "data.json", "env.json"} and not checkpoint.complete(out):
             return      # nothing, or what a run leaves that was killed while it made its folder
         raise ValueError(f"out: {out} is not empty and no run folder; give a new folder with --out")
     if resume == "never":
@@ -101,15 +102,16 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
         raise ValueError(f"run folder {out} belongs to another run: {'; '.join(other)}; give a new folder with --out, or the same settings")
 
 
-def write_identity(config: TrainConfig, data_facts: dict[str, Any], world_size: int) -> None:
-    """Create the run folder, or refresh it: config.yaml, data.json, env.json. ValueError where it cannot be created."""
+def write_identity(config: TrainConfig, data_facts: dict[str, Any], world_size: int, pids: Sequence[int] = ()) -> None:
+    """Create the run folder, or refresh it: config.yaml, data.json, env.json. `pids`: of the ranks, in their order, for those who want to
+    signal one. ValueError where it cannot be created."""
     out = Path(config.out)
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out: {out} cannot be created ({error.strerror}): give a folder that can be written to") from error
     write_atomic(out / "data.json", json_bytes(data_facts))
-    write_atomic(out / "env.json", json_bytes(environment(config, world_size)))
+    write_atomic(out / "env.json", json_bytes({**environment(config, world_size), "pids": list(pids)}))
     write_atomic(out / "config.yaml", to_yaml(config).encode())
 
 
@@ -195,12 +197,3 @@ def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tens
     os.replace(aside, target)
     fsync_folder(target.parent)
     return target
-
-
-def newest_checkpoint(run: Path) -> tuple[Path, checkpoint.Marker] | None:
-    """The newest complete checkpoint of a run, or None. ValueError where it is damaged."""
-    steps = checkpoint.complete(run)
-    if not steps:
-        return None
-    folder = checkpoint.folder_of(run, steps[-1])
-    return folder, checkpoint.read_marker(folder)

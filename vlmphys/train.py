@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +13,30 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 
 from vlmphys import checkpoint, engine as engines, runs
 from vlmphys.batches import Batch, ClipOrder, StepReader, load_step
 from vlmphys.config import TrainConfig, config_sha256
+from vlmphys.deepspeed_parts import offload_folder
 from vlmphys.files import only_writer
 from vlmphys.flops import gpu_peak_flops, model_flops
 from vlmphys.loss import DialogueLoss, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import ModelFacts, load_model, read_facts
+from vlmphys.out_of_memory import OTHER_SHARDING, enough_memory, smaller_batch, smaller_validation
 from vlmphys.plan import check_fits
 from vlmphys.records import MAX_TURNS, Split, Variant, stable_int
 from vlmphys.shards import Packed, open_packed
 from vlmphys.signals import StopRequests, Stopped
 from vlmphys.timing import Gauges, StepClock
 from vlmphys.tracking import StepFigures, Tracker, say
-from vlmphys.tuning import as_table, check_qlora, tune
+from vlmphys.tuning import Tuned, as_table, check_qlora, tune
 from vlmphys.turn_gradients import turn_gradient_norms
 from vlmphys.validation import Validator, check_val
-from vlmphys.world import World, connect, place
+from vlmphys.world import Agreed, World, connect, place
+
+# Raised by all ranks at the same point, so that none of them waits for another.
+ALIKE = (Agreed, Stopped, FloatingPointError)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Job:
     engine: engines.PlainEngine
     packed: Packed
     facts: ModelFacts
+    identity: dict[str, str]    # what a checkpoint must agree with, as fields of checkpoint.Marker
     order: ClipOrder
     total_steps: int
     reader: StepReader
@@ -66,42 +76,47 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
     if runs.is_finished(config.out):
         say(console, f"{config.out} is finished: its model is {config.out}/model")
         return Path(config.out)
-    check_fits(config)
+    misfits = problems_of(check_fits, config)   # now, since all ranks find the same memory free before they connect; told below
 
     world = connect(config)
     with ExitStack() as held:
-        held.callback(world.leave)
+        # After an error on one rank alone it might wait for the others, who wait in a collective call, instead of letting this one end.
+        held.push(lambda error, *_: world.leave() if error is None or issubclass(error, ALIKE) else None)
+        world.agree(misfits)
         world.agree(claim(held, config, packed, data_facts, resume) if world.is_first else [])
-        network = load_model(config.model, engines.loading_dtype(config), world.device if config.tune == "qlora" else None)
-        tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed,
-                     facts.source)
-        trained = tuned.trained()   # as counted just now: what changes it later is noticed by check_gradients
-        console.print(as_table(tuned.groups))
-        prepare_modes(network, config.gradient_checkpointing)
-        engine = engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), trained, config)
+        with enough_memory("loading the model", OTHER_SHARDING):
+            tuned, engine = load_and_start(config, facts, world, console)
         held.callback(engine.close)
         reader = StepReader(lambda step: load_step(packed, order, step, world.rank, world.size, config.per_device_train_batch_size,
                                                    Variant(config.variant), facts.pad_token_id),
                             total_steps, config.dataloader_num_workers, world.device)
         held.callback(reader.close)
-        job = Job(config, world, engine, packed, facts, order, total_steps, reader, StepClock(world.device))
+        identity = {"data_fingerprint": packed.fingerprint, "config_sha256": config_sha256(config),
+                    "model_fingerprint": data_facts["model_fingerprint"]}
+        job = Job(config, world, engine, packed, facts, identity, order, total_steps, reader, StepClock(world.device))
 
-        world.barrier()     # every rank has its model before the first one writes to the folder
-        if world.is_first:
-            runs.write_identity(config, data_facts, world.size)
-            checkpoint.remove_incomplete(config.out)
-        world.barrier()
-        run_steps(job, console)
-        weights = engine.model_weights(set(tuned.trained()) if tuned.adapter else None)     # of an adapter that alone
-        if world.is_first:
-            folder = runs.write_model(config, tuned, weights)
-            say(console, f"model: {folder}")
-        world.barrier()
+        # This also waits until every rank has its model: only then does the first one write to the folder.
+        pids = [int(text) for text in world.gather_texts([str(os.getpid())])]
+        world.agree(problems_of(runs.write_identity, config, data_facts, world.size, pids) if world.is_first else [])
+        for name in checkpoint.remove_incomplete(config.out) if world.is_first else ():
+            say(console, f"removed checkpoints/{name}, which an interruption had left half-written")
+        done = run_steps(job, console)
+        write_model(job, tuned, done, console)
         return Path(config.out)
 
 
+def problems_of(check: Callable[..., None], *arguments: Any) -> list[str]:
+    """What a check complains of on this rank alone, for `World.agree` to tell to the others; none where it passes."""
+    try:
+        check(*arguments)
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
+
+
 def claim(held: ExitStack, config: TrainConfig, packed: Packed, data_facts: dict[str, Any], resume: str) -> list[str]:
-    """Check the data's bytes and hold the run folder, until `held` closes, against a second training. Returns what forbids the run.
+    """Check the data's bytes and hold the run folder, until `held` closes, against a second training. Returns what forbids the run. What a
+    killed engine left on the disk is removed.
 
     For the first rank; the others must learn of a problem, or they would wait for it forever.
     """
@@ -109,16 +124,29 @@ def claim(held: ExitStack, config: TrainConfig, packed: Packed, data_facts: dict
         packed.check_bytes()
         held.enter_context(only_writer(Path(config.out), "training"))
         runs.check_claim(config, data_facts, resume)    # again: another process may have used the folder until it could be held
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return [str(error)]
+    shutil.rmtree(offload_folder(config), ignore_errors=True)
     return [f"{config.out} was finished by another process just now"] if runs.is_finished(config.out) else []
 
 
-def run_steps(job: Job, console: Console) -> None:
-    """Every optimizer step that is not done yet, with validations and checkpoints. Raises Stopped where a signal asked for an early end."""
+def load_and_start(config: TrainConfig, facts: ModelFacts, world: World, console: Console) -> tuple[Tuned, engines.PlainEngine]:
+    """The network with what is trained of it, and the engine around it."""
+    network = load_model(config.model, engines.loading_dtype(config), world.device if config.tune == "qlora" else None)
+    tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed, facts.source)
+    trained = tuned.trained()   # as counted just now: what changes it later is noticed by check_gradients
+    console.print(as_table(tuned.groups))
+    prepare_modes(network, config.gradient_checkpointing)
+    return tuned, engines.start(world, DialogueLoss(network, facts.image_mean, facts.image_std), trained, config)
+
+
+def run_steps(job: Job, console: Console) -> int:
+    """Every optimizer step that is not done yet, with validations and checkpoints. Returns the number of steps that are done at the end,
+    which has a checkpoint: until the model stands, nothing else holds them. Raises Stopped where a signal asked to leave."""
     config, world = job.config, job.world
     first_step, window = resume_from_newest(job, console)
-    say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, steps {first_step + 1} to {job.total_steps}, "
+    done = first_step
+    say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, {done} of {job.total_steps} steps done, "
                   f"engine {config.engine} on {world.size} rank(s), {world.device}, {'bf16' if config.bf16 else 'fp32'}")
     validator = Validator(config, job.packed, job.facts, world, first_step, job.total_steps, job.order.steps_per_epoch)
     with ExitStack() as held:
@@ -127,45 +155,72 @@ def run_steps(job: Job, console: Console) -> None:
             tracker = Tracker(config, console, gauges_of(job), first_step, job.total_steps, job.order.steps_per_epoch, window)
             held.callback(tracker.close)
         stop = held.enter_context(StopRequests())
-        for step in range(first_step, job.total_steps):
-            figures = train_step(job, step, is_first=step == first_step)
-            done = step + 1
+        while done < job.total_steps and not validator.stopped:
+            with enough_memory(f"optimizer step {done + 1}", smaller_batch(config)):
+                figures = train_step(job, done, is_first=done == first_step)
+            done += 1
             if tracker:
                 tracker.add(done, figures)
             if validator.due(done):
-                validator.run(job.engine, done, tracker)
-            if validator.stopped:
+                with enough_memory(f"the validation after step {done}", smaller_validation(config)):
+                    validator.run(job.engine, done, tracker)
+            if validator.stopped and done < job.total_steps:
                 say(console, validator.why_stopped(done))
                 if tracker:
                     tracker.finish(done, figures)
-                break
+            is_last = validator.stopped or done == job.total_steps
             stopping = world.any(stop.requested)
             due = config.save_steps and done % config.save_steps == 0 or validator.keeps(done)
-            if (due or stopping) and done < job.total_steps:
-                save_checkpoint(job, done, tracker, validator.spare)
-            if stopping and done < job.total_steps:
+            if due or stopping or is_last:
+                save_checkpoint(job, done, tracker, validator.spare, is_last, is_last and not stopping, console)
+            if stopping:
                 raise Stopped(f"after step {done} of {job.total_steps}, which is saved in {config.out}; the same command goes on from "
                               "there", stop.number)
-    if validator.restore_best(job.engine, done) != done:
+    if validator.restore_best(job.engine, done, job.identity) != done:
         say(console, f"the model is that of step {validator.best_step}, the best validation (load_best_model_at_end)")
+    return done
+
+
+def write_model(job: Job, tuned: Tuned, done: int, console: Console) -> None:
+    """Write the run's model, which ends the run. The checkpoint of its last step, `done`, has served its purpose then and goes."""
+    config, world = job.config, job.world
+    weights = job.engine.model_weights(set(tuned.trained()) if tuned.adapter else None)     # of an adapter that alone
+    problems = []
+    if world.is_first:
+        try:
+            say(console, f"model: {runs.write_model(config, tuned, weights)}")
+        except (OSError, SafetensorError) as error:
+            problems = [f"the model could not be written to {config.out} ({error}): free some disk space there and start the same command "
+                        "again, which goes on from the newest checkpoint"]
+    world.agree(problems)
+    if world.is_first:
+        checkpoint.remove(config.out, done)
 
 
 def resume_from_newest(job: Job, console: Console) -> tuple[int, list[float]]:
-    """Put the newest complete checkpoint into the engine. Returns the steps that are done and the sums since the last logged one."""
-    found = runs.newest_checkpoint(job.config.out)
-    if not found:
+    """Put the newest complete checkpoint into the engine. Returns the steps that are done and the sums since the last logged one.
+
+    The first rank chooses: on a shared disk another may not see yet what a run that ended just now has written.
+    """
+    run, world = Path(job.config.out), job.world
+    newest = world.gather_texts([str(step) for step in checkpoint.complete(run)[-1:]] if world.is_first else [])
+    if not newest:
         return 0, []
-    folder, marker = found
-    checkpoint.load(job.engine, folder, marker)
-    say(console, f"resumed from {folder}{checkpoint.saved_elsewhere(marker, job.config.engine, job.world.size)}")
+    marker = checkpoint.restore(job.engine, run, int(newest[0]), job.identity)
+    say(console, f"resumed from {checkpoint.folder_of(run, marker.step)}{checkpoint.saved_elsewhere(marker, job.config, world.size)}")
     return marker.step, marker.window
 
 
-def save_checkpoint(job: Job, done: int, tracker: Tracker | None, spare: set[int]) -> None:
-    """Write the checkpoint of `done` optimizer steps; every rank must call it."""
-    marker = checkpoint.Marker(done, job.world.size, job.config.engine, job.packed.fingerprint, config_sha256(job.config),
-                               tracker.window.tolist() if tracker else [])
-    checkpoint.save(job.engine, Path(job.config.out), marker, job.config.save_total_limit, spare)
+def save_checkpoint(job: Job, done: int, tracker: Tracker | None, spare: set[int], is_last: bool, may_fail: bool, console: Console) -> None:
+    """Write the checkpoint of `done` optimizer steps; every rank must call it. The last one takes no older one's place, since it goes when
+    the model stands. With `may_fail` a disk that is too full for it is told and no more: the model, which is smaller, comes next."""
+    marker = checkpoint.Marker(done, job.world.size, job.config.engine, window=tracker.window.tolist() if tracker else [], **job.identity)
+    try:
+        checkpoint.save(job.engine, Path(job.config.out), marker, job.config.save_total_limit + is_last, spare)
+    except Agreed as problem:
+        if not may_fail:
+            raise
+        say(console, f"{problem}. The model is written all the same")
 
 
 def train_step(job: Job, step: int, is_first: bool) -> StepFigures:
@@ -173,9 +228,10 @@ def train_step(job: Job, step: int, is_first: bool) -> StepFigures:
     config, world, engine, clock = job.config, job.world, job.engine, job.clock
     clock.start()
     batches = job.reader.batches_of(step)
+    clock.lap("data")
     # The whole step's supervised tokens, over all ranks and micro-batches, before the first forward pass: what makes the loss exact.
     weights_K = turn_weights(world.sum(supervised_by_turn(batches)), config.loss_mode, config.turn_weights).float().to(world.device)
-    clock.lap("data")
+    clock.lap("step")       # several ranks wait here for the one that reads its clips last
     turn_norms = measure_turns(job, step, batches, weights_K)
     clock.lap("measure")
     sums = []
@@ -190,7 +246,7 @@ def train_step(job: Job, step: int, is_first: bool) -> StepFigures:
         clock.lap("backward")
     if is_first:
         check_gradients(engine, config)
-    # The only time in a step, beside the gradient norm, that the host waits for the device.
+    # The only time in a step, beside the gradient norm and what ranks tell each other, that the host waits for the device.
     total = world.sum(torch.stack(sums).sum(0))
     if not torch.isfinite(total[:MAX_TURNS]).all():
         own = [clip_id for batch, part in zip(batches, sums) if not torch.isfinite(part).all() for clip_id in batch.clip_ids]

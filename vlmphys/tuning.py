@@ -62,13 +62,18 @@ def tuned_pattern(o_proj: bool) -> str:
     return rf"model\.language_model\.layers\.\d+\.(self_attn\.({attention})|mlp\.({'|'.join(FFN)}))"
 
 
-def expected_counts(text_config: Any, tune: str, o_proj: bool, lora_r: int) -> dict[str, int]:
-    """Trained parameters of each group, from the config of a Llama-like language model alone."""
-    hidden, ffn, layers = text_config.hidden_size, text_config.intermediate_size, text_config.num_hidden_layers
+def linear_shapes(text_config: Any) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each linear layer in a block of a Llama-like language model."""
+    hidden, ffn = text_config.hidden_size, text_config.intermediate_size
     head = getattr(text_config, "head_dim", None) or hidden // text_config.num_attention_heads
     queries, keys = text_config.num_attention_heads * head, text_config.num_key_value_heads * head
-    shapes = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys), "o_proj": (queries, hidden),
-              "gate_proj": (hidden, ffn), "up_proj": (hidden, ffn), "down_proj": (ffn, hidden)}
+    return {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys), "o_proj": (queries, hidden),
+            "gate_proj": (hidden, ffn), "up_proj": (hidden, ffn), "down_proj": (ffn, hidden)}
+
+
+def expected_counts(text_config: Any, tune: str, o_proj: bool, lora_r: int) -> dict[str, int]:
+    """Trained parameters of each group, from the config of a Llama-like language model alone."""
+    layers, shapes = text_config.num_hidden_layers, linear_shapes(text_config)
     biased = {name: getattr(text_config, "mlp_bias" if name in FFN else "attention_bias", False) for name in shapes}
     counts: dict[str, int] = {}
     for name, group in tuned_modules(o_proj).items():

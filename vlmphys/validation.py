@@ -29,7 +29,7 @@ from vlmphys.model import ModelFacts, load_tokenizer
 from vlmphys.records import Split, Variant, Verdict
 from vlmphys.shards import Packed
 from vlmphys.tracking import Tracker, keep_rows, say
-from vlmphys.world import World
+from vlmphys.world import Agreed, World
 
 EVALUATIONS, BEST = "evaluations.jsonl", "best.json"
 VERDICTS = (Verdict.NORMAL, Verdict.ANOMALOUS)      # the two rows of a clip, in the order of the labels 0 and 1
@@ -157,15 +157,14 @@ class Validator:
                     nll_C2[[place[clip_id] for clip_id in hand]] = nll_B.double().cpu().view(-1, 2)
         return self.world.sum(nll_C2).numpy()
 
-    def restore_best(self, engine, step: int) -> int:
+    def restore_best(self, engine, step: int, identity: Mapping[str, str]) -> int:
         """With `load_best_model_at_end`, put the best step's weights into the engine. Returns the step whose weights it holds.
 
-        Every rank must call it.
+        `identity`: this run's, as `checkpoint.restore` wants it. Every rank must call it.
         """
         if not self.config.load_best_model_at_end or self.best_step in (None, step):
             return step
-        folder = checkpoint.folder_of(self.run_folder, self.best_step)
-        checkpoint.load(engine, folder, checkpoint.read_marker(folder))
+        checkpoint.restore(engine, self.run_folder, self.best_step, identity)
         return self.best_step
 
     def _take_in(self, step: int, auroc: float) -> None:
@@ -188,8 +187,8 @@ class Validator:
         done = [row["step"] for row in rows]
         expected = [step for step in range(1, first_step + 1) if self.due(step)]
         if done != expected:
-            raise ValueError(f"{path} holds the validations of the steps {done}, but the checkpoint of step {first_step} came after those "
-                             f"of {expected}: put the file back, or remove the run folder to train from the start")
+            raise Agreed(f"{path} holds the validations of the steps {done}, but the checkpoint of step {first_step} came after those "
+                         f"of {expected}: put the file back, or remove the run folder to train from the start")
         return rows
 
     def _write_best(self) -> None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed
 
 from vlmphys.config import TrainConfig
+
+# How long ranks wait for one another. NCCL's own limit is 10 minutes, in which the first rank may still be hashing all packed data, writing
+# a checkpoint or a model of many GiB alone.
+PATIENCE = timedelta(hours=1)
+
+
+class Agreed(ValueError):
+    """A problem that all ranks raise alike, because they told each other: one voice is enough."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class World:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a small tensor over all ranks, as a new tensor on the CPU. Every rank must call it."""
         if self.size == 1:
-            return values.cpu()
+            return values.to("cpu", copy=True)
         total = values.to(self.device, copy=True)
         distributed.all_reduce(total)
         return total.cpu()
@@ -42,10 +51,11 @@ class World:
         return [text for part in everyone for text in part]
 
     def agree(self, problems: list[str]) -> None:
-        """Raise one ValueError on all ranks where any of them has a problem. Every rank must call it, and waits for the others."""
+        """Raise `Agreed` on all ranks where any of them has a problem, naming each problem once. Every rank must call it, and waits for
+        the others."""
         found = self.gather_texts(problems)
         if found:
-            raise ValueError("; ".join(found))
+            raise Agreed("; ".join(dict.fromkeys(found)))
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank. Every rank must call it."""
@@ -57,7 +67,7 @@ class World:
             distributed.barrier()
 
     def leave(self) -> None:
-        """Close the connection."""
+        """Close the connection, when all ranks do: it may wait for the others (NCCL)."""
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -90,7 +100,8 @@ def connect(config: TrainConfig) -> World:
             os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
         # Naming the GPU spares nccl guessing it; a single rank has no peer to reach (deepspeed/comm/torch.py does the same).
-        distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu and size > 1 else None)
+        distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE,
+                                       device_id=device if on_gpu and size > 1 else None)
     return World(rank, size, device)
 
 

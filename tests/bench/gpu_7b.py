@@ -58,8 +58,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-# A model and data
-
 def model_config(kind: str, layers: int):
     """The published config with `layers` of the language model's layers, or a tiny one with the same ids."""
     from published import published_config
@@ -159,8 +157,6 @@ def random_dialogue(generator, length: int, facts) -> dict[str, Any]:
             "turn": np.concatenate([np.zeros(1 + len(video), np.int8), turn])}
 
 
-# One run, in a process of its own
-
 def run_child(job_file: Path) -> None:
     """Train as the job file says, with the card's memory capped, and write what was seen beside it."""
     import torch
@@ -207,8 +203,6 @@ def run_one(name: str, config, arguments: argparse.Namespace, out: Path, deadlin
     shutil.rmtree(config.out)
     return {**json.loads(job_file.with_suffix(".seen.json").read_text()), **logged, "wall": time.monotonic() - started}
 
-
-# The runs and what the plan says of them
 
 def run_config(name: str, model: Path, out: Path, steps: int, clips: int):
     """The recipe with this run's micro-batch and tuning."""

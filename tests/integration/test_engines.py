@@ -40,7 +40,7 @@ def examined(repository, tmp_path_factory):
 def test_two_ranks_end_with_the_state_of_one(name, examined):
     expected, norms, folder, findings = examined
     assert findings[name]["norms"] == pytest.approx(norms, rel=1e-5)
-    assert max(norms) > 0.5 > 0, "the clipping must have something to do"
+    assert max(norms) > 0.5, "the clipping must have something to do"
     for state in (load_file(folder / f"{name}.safetensors"), load_file(folder / f"{name}_after_plain.safetensors")):
         assert state.keys() == expected.keys()
         for key, value in expected.items():

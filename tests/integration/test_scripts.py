@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shlex
 import shutil
 import subprocess
@@ -40,6 +41,13 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
     ("single_4090", ["--videos", "no/such/folder", "--model", "tiny"], "--videos 'no/such/folder' is no folder"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--variant", "none"], "unknown variant 'none'"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--tune", "qlora"], "--tune qlora needs a CUDA GPU"),
+    *(("single_4090", ["--videos", "tests", "--model", "tiny", "--set", f"{key}=x"], f"--set {key}=x: use --{key}")
+      for key in ("model", "variant", "tune", "out")),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--set", "data=x"], "--set data=x: the data are packed from --videos"),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--set", "per_device_train_batch_size=3"],
+     "--set per_device_train_batch_size=3 does not divide 16, the clips of an update: add --set gradient_accumulation_steps=N"),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--set", "gradient_accumulation_steps=many"],
+     "--set gradient_accumulation_steps is 'many'"),
 ])
 def test_mistakes_are_refused_before_anything_is_written(repository, tmp_path, script, arguments, message):
     out = tmp_path / "out"
@@ -171,6 +179,11 @@ def test_the_micro_batch_is_the_plans_and_is_written_once(repository, tmp_path):
     assert (tmp_path / "other").read_text() == "per_device_train_batch_size=16 gradient_accumulation_steps=1\n"
 
 
+def test_of_one_batch_key_the_other_follows(repository, tmp_path):
+    for given, other in (("1", "16"), ("4", "4"), ("16", "1")):
+        assert stages(repository, tmp_path, f"other_factor a {given} b").stdout.strip() == other
+
+
 def multi_node(repository: Path, tmp_path: Path, hostfile: str | None, *arguments: str) -> subprocess.CompletedProcess:
     if hostfile is not None:
         (tmp_path / "hosts").write_text(hostfile)
@@ -192,10 +205,23 @@ def test_several_machines_are_started_by_deepspeed(repository, tmp_path):
     (None, ["--config", "x"], "is no file: write one line a machine"), ("node-1 slots=8\n", [], "arguments of launch/train.py are needed"),
     ("node-1 8\n", ["x"], "line 1: 'node-1 8' is not 'host slots=GPUs'"), ("a slots=0\n", ["x"], "line 1"),
     ("a slots=2\nb slots=2 c\n", ["x"], "line 2"), ("a slots=2\na slots=2\n", ["x"], "line 2: a stands there twice"),
-    ("# none\n", ["x"], "names no machine"), ("a slots=2\n", ["--master-port", "x", "y"], "--master-port is 'x'")])
+    ("# none\n", ["x"], "names no machine"), ("a slots=2\n", ["--master-port", "x", "y"], "--master-port is 'x'"),
+    ("another-machine slots=2\n", ["x"], "names one machine, another-machine, and this one is")])
 def test_a_hostfile_with_a_mistake_is_refused(repository, tmp_path, hosts, arguments, message):
     done = multi_node(repository, tmp_path, hosts, "--dry-run", *arguments)
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ") and message in done.stderr
+
+
+def test_one_machine_must_be_this_one_and_needs_no_ssh(repository, tmp_path):
+    for host in ("localhost", platform.node()):
+        done = multi_node(repository, tmp_path, f"{host} slots=2\n", "--dry-run", "--config", "x.yaml")
+        assert done.returncode == 0, done.stderr
+        assert shlex.split(done.stdout.splitlines()[-1]) == ["deepspeed", "--num_gpus", "2", "--master_port", "29500", "launch/train.py",
+                                                             "--config", "x.yaml"]
+    # Without ssh it comes as far as the check of the environment.
+    done = subprocess.run([shutil.which("bash"), "launch/multi_node.sh", "--hostfile", str(tmp_path / "hosts"), "x"], cwd=repository,
+                          capture_output=True, text=True, env=without_gpu(tmp_path))
+    assert done.returncode == 2 and "no C++ compiler was found" in done.stderr and "ssh" not in done.stderr
 
 
 def test_machines_without_pdsh_are_refused(repository, tmp_path):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from launching import deepspeed, run, torchrun
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.integration
@@ -24,22 +24,8 @@ def command(packed_folder, model, out, *settings):
             "--set", *SETTINGS, *settings]
 
 
-def deepspeed():
-    return ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
-
-
-def torchrun():
-    return ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def finish(repository, arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
+    done = run(repository, arguments)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -71,31 +57,41 @@ def checkpoint_of(out, printed):
     return step
 
 
-def test_deepspeed_on_two_ranks_stops_and_goes_on_to_the_weights_of_an_uninterrupted_run(repository, packed_folder, tiny_model_folder,
-                                                                                        tmp_path):
-    settings = ["deepspeed=ds_configs/zero2.json", "per_device_train_batch_size=4"]
-    # The uninterrupted run measures each turn's gradient and the other one does not: that must not move a bit, either.
-    measured = [*settings, "turn_grad_norm_steps=10"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(repository, [*deepspeed(), *command(packed_folder, tiny_model_folder, whole, *measured)])
+ON_TWO_RANKS = ["deepspeed=ds_configs/zero2.json", "per_device_train_batch_size=4"]
+
+
+@pytest.fixture(scope="module")
+def measured(repository, packed_folder, tiny_model_folder, tmp_path_factory):
+    """An uninterrupted run on two ranks, which measures each turn's gradient."""
+    out = tmp_path_factory.mktemp("runs") / "measured"
+    finish(repository, [*deepspeed(2), *command(packed_folder, tiny_model_folder, out, *ON_TWO_RANKS, "turn_grad_norm_steps=10")])
+    return out
+
+
+def test_a_stopped_run_on_two_ranks_ends_with_the_weights_of_an_uninterrupted_one_that_also_measures(
+        measured, repository, packed_folder, tiny_model_folder, tmp_path):
+    out = tmp_path / "out"
+    arguments = command(packed_folder, tiny_model_folder, out, *ON_TWO_RANKS)
     # A terminal or a cluster signals the whole group: the ranks are hit by it, and by their launcher once more.
-    _, printed = stop(repository, [*deepspeed(), *command(packed_folder, tiny_model_folder, cut, *settings)], cut, signal.SIGTERM, True)
+    _, printed = stop(repository, [*deepspeed(2), *arguments], out, signal.SIGTERM, True)
     assert "stopped by SIGTERM" in printed
-    checkpoint_of(cut, printed)
-    finish(repository, [*deepspeed(), *command(packed_folder, tiny_model_folder, cut, *settings)])
-    expected, found = (load_file(out / "model" / "model.safetensors") for out in (whole, cut))
+    checkpoint_of(out, printed)
+    finish(repository, [*deepspeed(2), *arguments])
+    expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (measured, out))
     assert expected and all(torch.equal(value, found[name]) for name, value in expected.items())
-    assert [row["step"] for row in rows_of(cut)] == list(range(1, STEPS + 1))
-    for row, other in zip(rows_of(whole), rows_of(cut)):
+    assert [row["step"] for row in rows_of(out)] == list(range(1, STEPS + 1))
+    for row, other in zip(rows_of(measured), rows_of(out)):
         assert row["loss"] == other["loss"] and "grad_norm_turn_1" not in other
 
-    # One rank gives the norms of two.
+
+def test_one_rank_measures_the_turns_norms_of_two(measured, packed_folder, tiny_model_folder, tmp_path):
     from vlmphys.config import from_mapping
     from vlmphys.train import train
     given = dict(pair.split("=") for pair in [*SETTINGS, "per_device_train_batch_size=8", "turn_grad_norm_steps=10"])
     train(from_mapping({**given, "variant": "no_physics", "model": str(tiny_model_folder), "data": str(packed_folder),
                         "out": str(tmp_path / "one")}))
-    of_two, of_one = ([row["grad_norm_turn_1"] for row in rows_of(out) if "grad_norm_turn_1" in row] for out in (whole, tmp_path / "one"))
+    of_two, of_one = ([row["grad_norm_turn_1"] for row in rows_of(run) if "grad_norm_turn_1" in row]
+                      for run in (measured, tmp_path / "one"))
     assert len(of_one) == STEPS // 10 and all(norm > 0 for norm in of_one)
     assert of_two == pytest.approx(of_one, rel=1e-2)     # after 30 large steps two ranks' sums have drifted apart in the last places
     assert of_two[0] == pytest.approx(of_one[0], rel=1e-3)
@@ -103,7 +99,7 @@ def test_deepspeed_on_two_ranks_stops_and_goes_on_to_the_weights_of_an_uninterru
 
 def test_torchrun_passes_the_signal_on_to_its_ranks(repository, packed_folder, tiny_model_folder, tmp_path):
     out = tmp_path / "out"
-    arguments = [*torchrun(), *command(packed_folder, tiny_model_folder, out, "engine=plain", "per_device_train_batch_size=4")]
+    arguments = [*torchrun(2), *command(packed_folder, tiny_model_folder, out, "engine=plain", "per_device_train_batch_size=4")]
     status, printed = stop(repository, arguments, out, signal.SIGTERM, False)
     assert status != 0
     checkpoint_of(out, printed)

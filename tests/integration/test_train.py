@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
+from launching import deepspeed, rows_of, run
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.integration
@@ -18,14 +18,6 @@ SETTINGS = ["per_device_train_batch_size=8", "warmup_ratio=0", "logging_steps=2"
 
 def command(packed_folder, model, out, *settings):
     return ["launch/train.py", "--data", str(packed_folder), "--model", str(model), "--out", str(out), "--set", *SETTINGS, *settings]
-
-
-def run(repository, arguments, launcher=()):
-    return subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
-
-
-def rows_of(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def model_of(out, name="model.safetensors"):
@@ -38,16 +30,9 @@ def finished(repository, packed_folder, tiny_model_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "finished"
     arguments = command(packed_folder, tiny_model_folder, out, "deepspeed=ds_configs/zero2_offload.json", "num_train_epochs=4",
                         "learning_rate=1e-2")
-    done = run(repository, arguments, ["-m", "deepspeed.launcher.runner", "--num_gpus", "1", "--master_port", str(free_port())])
+    done = run(repository, arguments, deepspeed(1))
     assert done.returncode == 0, done.stdout + done.stderr
     return out, arguments, done
-
-
-def free_port():
-    import socket
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_run_folder_holds_exactly_this(finished):
@@ -160,13 +145,18 @@ def test_a_weight_that_is_trained_or_frozen_by_mistake_is_refused_after_the_firs
         assert not (tmp_path / name / "model").exists()
 
 
-def test_a_run_whose_memory_is_not_there_is_refused_before_it_begins(refused, packed_folder, tiny_model_folder, tmp_path, monkeypatch):
-    from vlmphys import train
-
-    def too_small(config):
-        raise ValueError(f"this run does not fit this machine: {config.out}")
-    monkeypatch.setattr(train, "check_fits", too_small)
-    assert "does not fit" in refused("--data", packed_folder, "--model", tiny_model_folder, "--out", tmp_path / "out")
+@pytest.mark.parametrize(("host", "disk", "words"), [
+    (64 << 20, 64 << 30, "there are 64.0 MiB of host memory"), (64 << 30, 64 << 10, "0.1 MiB are free on the disk of")])
+def test_a_run_without_memory_or_disk_is_refused_before_it_begins(refused, packed_folder, tiny_model_folder, tmp_path, monkeypatch, host,
+                                                                  disk, words):
+    from vlmphys import plan
+    from vlmphys.doctor import HostMemory
+    monkeypatch.setattr(plan, "gpus_here", lambda indices=None: [])
+    monkeypatch.setattr(plan, "host_memory", lambda: HostMemory(host, host))
+    monkeypatch.setattr(plan, "free_disk", lambda path: disk)
+    monkeypatch.setattr(plan, "resident_bytes", lambda: 0)      # this process holds all the tests before this one
+    message = refused("--data", packed_folder, "--model", tiny_model_folder, "--out", tmp_path / "out")
+    assert "this run does not fit this machine" in message and words in message and "--set force=true" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -3,14 +3,11 @@ goes on with another engine and number of ranks. tests/bench/equivalence.py prin
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
+from launching import deepspeed, rows_of, run, torchrun
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.integration
@@ -20,24 +17,9 @@ STEPS = 6   # 20 clips in batches of 8: steps 3 and 6 hold 4 clips, all of them 
 def train(repository, packed_folder, model, out, launcher, *settings):
     arguments = ["launch/train.py", "--data", str(packed_folder), "--model", str(model), "--out", str(out), "--set", f"max_steps={STEPS}",
                  "learning_rate=1e-2", "warmup_ratio=0", "logging_steps=1", "save_steps=4", *settings]
-    done = subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
+    done = run(repository, arguments, launcher)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return rows, load_file(out / "model" / "model.safetensors"), done.stdout
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def deepspeed(ranks):
-    return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()]
-
-
-def torchrun(ranks):
-    return ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", free_port()]
+    return rows_of(out), load_file(out / "model" / "model.safetensors"), done.stdout
 
 
 ONE_RANK = ["per_device_train_batch_size=8"]

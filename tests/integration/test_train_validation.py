@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import launching
 import numpy as np
 import pytest
 import torch
@@ -30,14 +30,13 @@ def command(packed_folder, model, out, **more):
 
 
 def run(repository, arguments, launcher=()):
-    done = subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
+    done = launching.run(repository, arguments, launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
 def rows_of(out):
-    rows = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in launching.rows_of(out, "evaluations.jsonl")]
 
 
 def model_of(out):
@@ -130,14 +129,32 @@ def test_a_killed_run_ends_with_the_same_best_step_stop_and_model(stopped, repos
     assert equal(model_of(tmp_path / "cut"), model_of(stopped[0]))
 
 
+def test_a_run_stopped_early_without_disk_space_for_its_model_only_writes_it(stopped, packed_folder, tiny_model_folder, tmp_path,
+                                                                             monkeypatch):
+    from vlmphys import runs, train as training
+    from vlmphys.config import from_mapping
+    config = from_mapping({**SETTINGS, "per_device_train_batch_size": 8, "data": str(packed_folder), "model": str(tiny_model_folder),
+                           "out": str(tmp_path / "cut")})
+
+    def full(*_):
+        raise OSError("No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_model", full)
+        with pytest.raises(ValueError, match="No space left"):
+            training.train(config)
+    monkeypatch.setattr(training, "train_step", lambda *_: pytest.fail("it went on after its early end"))
+    training.train(config)
+    assert rows_of(tmp_path / "cut") == rows_of(stopped[0])
+    assert equal(model_of(tmp_path / "cut"), model_of(stopped[0]))
+    assert {path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()} == {
+        path.name for path in (stopped[0] / "checkpoints").iterdir()}
+
+
 def test_two_ranks_validate_as_one(stopped, repository, packed_folder, tiny_model_folder, tmp_path):
     """ZeRO-3, whose forward pass is a collective call; 4 clips in batches of 3 leave the second rank a single one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     arguments = command(packed_folder, tiny_model_folder, tmp_path / "two", per_device_train_batch_size=4,
                         deepspeed="ds_configs/zero3.json")
-    run(repository, arguments, ["-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", port])
+    run(repository, arguments, launching.deepspeed(2))
     rows, expected = rows_of(tmp_path / "two"), rows_of(stopped[0])
     assert len(rows) == len(expected)
     for row, other in zip(rows, expected):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from torch import nn
 from vlmphys import checkpoint
 from vlmphys.config import TrainConfig
 from vlmphys.engine import MOMENTS, PlainEngine
-from vlmphys.world import World, connect
+from vlmphys.world import Agreed, World, connect
 
 pytestmark = pytest.mark.unit
 WORLD = World(0, 1, torch.device("cpu"))
+IDENTITY = {"data_fingerprint": "d", "config_sha256": "c", "model_fingerprint": "m"}
 
 
 def started(sizes=(3, 4), seed=0):
@@ -35,7 +39,7 @@ def advance(engine, first, last):
 
 
 def marker(step, **more):
-    default = {"world_size": 1, "engine": "plain", "data_fingerprint": "d", "config_sha256": "c", "window": []}
+    default = {"world_size": 1, "engine": "plain", **IDENTITY, "window": []}
     return checkpoint.Marker(**{"step": step, **default, **more})
 
 
@@ -51,7 +55,7 @@ def test_going_on_from_a_checkpoint_is_bit_identical(tmp_path):
     folder = checkpoint.folder_of(tmp_path, 4)
     stored = checkpoint.read_marker(folder)
     assert stored.step == 4 and stored.window == [1.5, 2.0] and list(stored.files) == ["state-00001.safetensors"]
-    checkpoint.load(resumed, folder, stored)
+    assert checkpoint.restore(resumed, tmp_path, 4, IDENTITY) == stored
     advance(resumed, 4, 7)
     assert all(torch.equal(value, weights(resumed)[name]) for name, value in weights(whole).items())
     assert not any(torch.equal(value, weights(half)[name]) for name, value in weights(whole).items())
@@ -64,7 +68,7 @@ def test_many_shards_hold_the_same(tmp_path, monkeypatch):
     checkpoint.save(engine, tmp_path, marker(2), keep=1)
     folder = checkpoint.folder_of(tmp_path, 2)
     assert sorted(path.name for path in folder.iterdir()) == ["COMPLETE", "state-00001.safetensors", "state-00002.safetensors"]
-    checkpoint.load(other, folder, checkpoint.read_marker(folder))
+    checkpoint.restore(other, tmp_path, 2, IDENTITY)
     assert all(torch.equal(value, weights(other)[name]) for name, value in weights(engine).items())
 
 
@@ -126,11 +130,35 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     engine = started()
     advance(engine, 0, 1)
     checkpoint.save(engine, tmp_path, marker(1), keep=2)
-    folder = checkpoint.folder_of(tmp_path, 1)
     for other, part in ((started((3,)), "'part1.weight' is trained in one"),
                         (started((3, 5)), "'part1.weight' is \\(2, 4\\), the model's is \\(2, 5\\)")):
-        with pytest.raises(ValueError, match=part):
-            checkpoint.load(other, folder, checkpoint.read_marker(folder))
+        with pytest.raises(Agreed, match=part):
+            checkpoint.restore(other, tmp_path, 1, IDENTITY)
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_a_checkpoint_of_the_same_shapes_from_another_run_is_refused(tmp_path, key):
+    engine, other = started(), started(seed=9)
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    before = weights(other)
+    with pytest.raises(Agreed, match=rf"step_1 is a checkpoint of another run: {key} \({IDENTITY[key]} there, else here\); remove it"):
+        checkpoint.restore(other, tmp_path, 1, {**IDENTITY, key: "else"})
+    assert all(torch.equal(value, before[name]) for name, value in weights(other).items())
+
+
+def test_a_changed_byte_of_equal_length_is_refused(tmp_path):
+    engine, other = started(), started(seed=9)
+    advance(engine, 0, 1)
+    checkpoint.save(engine, tmp_path, marker(1), keep=2)
+    file = checkpoint.folder_of(tmp_path, 1) / "state-00001.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1      # the last bit of a moment
+    file.write_bytes(whole)
+    before = weights(other)
+    with pytest.raises(Agreed, match="state-00001.safetensors is damaged .*sha256"):
+        checkpoint.restore(other, tmp_path, 1, IDENTITY)
+    assert all(torch.equal(value, before[name]) for name, value in weights(other).items())
 
 
 def test_empty_tensors_are_noticed_when_they_are_written(tmp_path):
@@ -138,7 +166,7 @@ def test_empty_tensors_are_noticed_when_they_are_written(tmp_path):
     advance(engine, 0, 1)
     # What ZeRO-3 hands out if it is asked the wrong way.
     engine.export_state = lambda: iter([("part0.weight", {key: torch.empty(0) for key in ("weight", *MOMENTS)})])
-    with pytest.raises(OSError, match="part0.weight"):
+    with pytest.raises(Agreed, match="part0.weight"):
         checkpoint.save(engine, tmp_path, marker(1), keep=2)
     assert checkpoint.complete(tmp_path) == []
 
@@ -163,7 +191,7 @@ def test_a_state_that_is_not_whole_is_no_checkpoint_and_the_older_one_stays(tmp_
         engine.export_state = lambda: ((name, {key: value.bfloat16() for key, value in tensors.items()}) for name, tensors in whole())
     words = {"longer": "bytes were written", "missing": "1 trained parameters were not handed out, first part1.weight",
              "not fp32": "torch.bfloat16, instead of"}[damage]
-    with pytest.raises(OSError, match=f"checkpoint of step 2 could not be written .*{words}.*the older checkpoints are untouched"):
+    with pytest.raises(Agreed, match=f"checkpoint of step 2 could not be written .*{words}.*the older checkpoints are untouched"):
         checkpoint.save(engine, tmp_path, marker(2), keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
     checkpoint.read_marker(checkpoint.folder_of(tmp_path, 1))
@@ -186,16 +214,40 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path, monkeypat
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", 1)
     monkeypatch.setattr(checkpoint, "save_file", full)
     engine.export_state = export
-    with pytest.raises(OSError, match="No space left on device.*free some disk space there and start the same command again"):
+    with pytest.raises(Agreed, match="No space left on device.*free some disk space there and start the same command again"):
         checkpoint.save(engine, tmp_path, marker(2), keep=1)
     assert taken == list(engine.trained), "other ranks would wait for the rest for ever"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_1"]
 
 
+def test_an_error_inside_the_engine_is_not_taken_for_one_of_writing(tmp_path):
+    """The other ranks are inside the engine's collective calls then: to tell them would never end."""
+    engine = started()
+    advance(engine, 0, 1)
+    whole, told = engine.export_state, []
+
+    def export():
+        yield next(whole())
+        raise OSError("Input/output error")
+    engine.export_state = export
+    engine.world = SimpleNamespace(is_first=True, agree=told.append, barrier=lambda: told.append("barrier"))
+    with pytest.raises(ValueError, match="could not be read back from where the engine keeps them .Input/output error.") as caught:
+        checkpoint.save(engine, tmp_path, marker(2), keep=1)
+    assert not isinstance(caught.value, Agreed) and not told and checkpoint.complete(tmp_path) == []
+
+
 def test_another_engine_or_number_of_ranks_is_told_and_allowed():
-    assert checkpoint.saved_elsewhere(marker(1), "plain", 1) == ""
-    assert "written by engine plain on 1 rank(s); here it is fsdp on 1" in checkpoint.saved_elsewhere(marker(1), "fsdp", 1)
-    assert "here it is plain on 2" in checkpoint.saved_elsewhere(marker(1), "plain", 2)
+    plain, fsdp = TrainConfig(engine="plain"), TrainConfig(engine="fsdp")
+    assert checkpoint.saved_elsewhere(marker(1), plain, 1) == ""
+    assert "written by engine plain on 1 rank(s); here it is fsdp on 1" in checkpoint.saved_elsewhere(marker(1), fsdp, 1)
+    assert "here it is plain on 2: the same clips, losses equal but for rounding" in checkpoint.saved_elsewhere(marker(1), plain, 2)
+
+
+def test_other_ranks_draw_other_dropout_masks_and_that_is_told():
+    lora = TrainConfig(engine="plain", tune="lora", lora_dropout=0.1)
+    assert "other masks of lora_dropout" in checkpoint.saved_elsewhere(marker(1), lora, 2)
+    assert "but for rounding" in checkpoint.saved_elsewhere(marker(1), replace(lora, lora_dropout=0.0), 2)
+    assert "but for rounding" in checkpoint.saved_elsewhere(marker(1), replace(lora, engine="fsdp"), 1)
 
 
 def test_ranks_without_a_meeting_place_are_refused(monkeypatch):
@@ -212,5 +264,6 @@ def test_marker_is_plain_json(tmp_path):
     checkpoint.save(engine, tmp_path, marker(1), keep=2)
     stored = json.loads((checkpoint.folder_of(tmp_path, 1) / "COMPLETE").read_text())
     expected = copy.deepcopy(vars(marker(1)))
-    expected["files"] = {"state-00001.safetensors": stored["files"]["state-00001.safetensors"]}
+    file = checkpoint.folder_of(tmp_path, 1) / "state-00001.safetensors"
+    expected["files"], expected["sha256"] = {file.name: file.stat().st_size}, {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
     assert stored == expected

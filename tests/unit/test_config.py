@@ -47,7 +47,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     ("lr", "learning_rate"), ("epochs", "num_train_epochs"), ("batch_size", "per_device_train_batch_size"), ("wd", "weight_decay"),
     ("warmup", "warmup_ratio"), ("dropout", "lora_dropout"), ("LR", "learning_rate"), ("scheduler", "lr_scheduler_type")])
 def test_short_names_of_other_programs_suggest_the_right_key(short, key):
-    with pytest.raises(ValueError, match=f"unknown key '{short}'; did you mean '{key}'"):
+    with pytest.raises(ValueError, match=rf"unknown key '{short}' \(did you mean '{key}'"):
         from_mapping({short: 1})
 
 
@@ -132,3 +132,8 @@ def test_differences_name_the_key_and_both_values():
     assert differences(config, free) == [] and config_sha256(free) == config_sha256(config)
     assert config_sha256(replace(config, seed=1)) != config_sha256(config)
     assert FREE_ON_RESUME < set(FIELDS)
+
+
+def test_what_needs_validations_is_named_with_its_values():
+    with pytest.raises(ValueError, match="eval_steps is 0, but load_best_model_at_end is True and early_stopping_patience is 3"):
+        from_mapping({"load_best_model_at_end": True, "early_stopping_patience": 3})

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from vlmphys.compiling import load_op
 from vlmphys.config import TrainConfig
-from vlmphys.engine import deepspeed_settings, loading_dtype
+from vlmphys.deepspeed_parts import deepspeed_settings
+from vlmphys.engine import DeepSpeedEngine, loading_dtype
 
 pytestmark = pytest.mark.unit
 
@@ -46,14 +48,29 @@ def test_the_network_is_loaded_in_the_precision_from_which_masters_are_made(engi
     assert loading_dtype(TrainConfig(engine=engine, bf16=bf16)) is dtype
 
 
-def test_an_op_that_does_not_build_is_refused_with_its_cure(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("failure", [RuntimeError, ImportError, OSError])
+def test_an_op_that_does_not_build_or_load_is_refused_with_its_cure(failure, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
 
     class Builder:
         name = "async_io"
 
         def load(self, verbose):
-            raise RuntimeError("Unable to JIT load the async_io op")
-    with pytest.raises(ValueError, match="access to a disk could not be compiled .Unable to JIT load.*: install libaio"):
+            raise failure("Unable to JIT load the async_io op")
+    with pytest.raises(ValueError, match="access to a disk could not be compiled or loaded .Unable to JIT load.*: install libaio.*remove"):
         load_op(Builder(), "DeepSpeed's access to a disk", True, "install libaio")
     assert "compiling DeepSpeed's access to a disk" in capsys.readouterr().out
+
+
+def test_what_was_read_from_a_disk_is_let_go_also_after_an_error():
+    """Without that the next visit to the same group finds its buffers taken."""
+    calls = []
+    engine = DeepSpeedEngine.__new__(DeepSpeedEngine)
+    engine.divides_weights = True
+    engine.engine = SimpleNamespace(optimizer=SimpleNamespace(
+        _swappable_optimizer_subgroup=lambda group: True,
+        _optimizer_states_and_gradient_swap_in=lambda group: calls.append("in"),
+        _release_swap_buffers=lambda group: calls.append("release")))
+    with pytest.raises(OSError), engine._at_hand(0, changed=False):
+        raise OSError("Input/output error")
+    assert calls == ["in", "release"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import types
 from dataclasses import replace
 
 import numpy as np
@@ -172,8 +171,8 @@ def test_refusals_write_nothing(run, tiny_model_folder, tmp_path, capsys, monkey
     assert "none of its models is that of" in refused(capsys, "--run", run, "--out", out, "--scores",
                                                       scores_file(tmp_path / "scores.json", run, model="run@0123"))
     with monkeypatch.context() as patch:
-        patch.setattr(exporting.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=10))
-        assert "are needed there and 0.00 GiB are free" in refused(capsys, "--run", run, "--out", out)
+        patch.setattr(exporting, "free_disk", lambda path: 10)
+        assert "are needed there and 0.0 MiB are free" in refused(capsys, "--run", run, "--out", out)
     base, changed = tmp_path / "base", tmp_path / "changed"
     for mode in ("lora", "full"):
         shutil.rmtree(base, ignore_errors=True)
@@ -184,6 +183,29 @@ def test_refusals_write_nothing(run, tiny_model_folder, tmp_path, capsys, monkey
         shutil.rmtree(base)
         assert "is no folder" in refused(capsys, "--run", folder, "--out", out)
     assert not out.exists() and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_full_disk_a_missing_file_and_a_damaged_one_are_one_sentence_each(run, tmp_path, capsys, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_card", full)
+        assert "No space left on device; correct this" in refused(capsys, "--run", run, "--out", tmp_path / "out")
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    adapter = broken / "model" / exporting.ADAPTER
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    assert "damaged" in refused(capsys, "--run", broken, "--out", tmp_path / "out")
+    adapter.unlink()
+    assert "No such file" in refused(capsys, "--run", broken, "--out", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_a_base_in_a_folder_is_told_before_an_adapter_is_published(run, tiny_model_folder, tmp_path, capsys):
+    for flags, told in (([], True), (["--merge"], False)):
+        assert cli.main(["export", "--run", str(run), "--out", str(tmp_path / f"out{told}"), *flags]) == 0
+        assert (f"before you publish it: adapter_config.json names the base by its folder here ({tiny_model_folder})"
+                in capsys.readouterr().out) == told
 
 
 def front_and_body(folder):

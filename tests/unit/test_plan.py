@@ -1,4 +1,4 @@
-"""The plan: counts of the published 7B model, activations against what autograd saves, offloaded states, the search, refusals."""
+"""The plan: the search for what fits, data, time, this machine, refusals. The formulas: test_memory.py."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from cases7b import LORA, machine
 
-from vlmphys import memory, plan
-from vlmphys.cases import GIB, Case, Sharding, sharding_of
+from vlmphys import plan
+from vlmphys.cases import GIB
 from vlmphys.config import TrainConfig, to_yaml
 
 pytestmark = pytest.mark.unit
-
-OFFLOAD = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "pin_memory": True}, "reduce_bucket_size": 20000000,
-                                 "overlap_comm": False}}
-ZERO2 = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 50000000, "overlap_comm": True, "contiguous_gradients": True}}
-ZERO3 = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 50000000, "stage3_max_live_parameters": 1e8,
-                               "stage3_prefetch_bucket_size": 5e7}}
-LORA = TrainConfig(model="7b", tune="lora", lora_r=128, bf16=True, gradient_checkpointing=True, per_device_train_batch_size=1,
-                   gradient_accumulation_steps=16)
-FULL, QLORA = replace(LORA, tune="full"), replace(LORA, tune="qlora")
-FSDP = None
 
 
 @pytest.fixture(scope="module")
@@ -31,184 +22,6 @@ def published():
     from published import published_config
     return published_config()
 
-
-@pytest.fixture(scope="module")
-def size7b(published):
-    """Counted once: full tuning."""
-    return plan.model_size(FULL, published)
-
-
-def machine(gpu_gib, gpus, host_gib=512):
-    return plan.Machine(gpus, int(gpu_gib * GIB) if gpu_gib else None, int(host_gib * GIB), None, "as in the test")
-
-
-def case7b(size, published, config, settings, where):
-    """`settings`: the content of a DeepSpeed JSON, or `FSDP`."""
-    data = plan.assumed_data(config, size, published)
-    case = plan.case_of(config, plan.tuned_size(size, config), data, where)
-    return replace(case, sharding=sharding_of("test.json", settings) if settings else Sharding("fsdp", fsdp=True))
-
-
-def test_the_published_model_is_counted(size7b):
-    assert size7b.published == 7_366_279_168                                          # 7.37 B with both towers
-    assert size7b.image_tower == size7b.parameters["vision tower"] == 303_179_776     # two towers: 0.61 B
-    attention_and_ffn = sum(size7b.parameters[group] for group in ("LLM attention q, k, v", "LLM attention o", "LLM FFN"))
-    assert attention_and_ffn == 6_476_005_376                                         # 6.476 B, o_proj included
-    assert size7b.trained == attention_and_ffn - 536_870_912 == 5_939_134_464         # q, k, v and FFN alone: what is trained
-    assert (size7b.tokens_per_frame, size7b.base) == (257, 7_063_099_392)
-
-
-def test_lora_of_the_published_model(size7b):
-    assert plan.tuned_size(size7b, LORA).trained == 286_261_248
-    assert plan.tuned_size(size7b, replace(LORA, tune_o_proj=True)).trained == 319_815_680       # on all seven linears: 0.32 B
-    assert plan.tuned_size(size7b, LORA).largest_trained == 128 * 11008
-
-
-# Weights and states follow from counts: GB of one card and of the host, for one, eight small and eight large cards.
-@pytest.mark.parametrize(("config", "settings", "gpus", "weights_gb", "states_gb", "host_states_gb"), [
-    (LORA, OFFLOAD, 1, 14.70, 0.0, 3.435),        # 2 x 7.349 B; masters and gradients 4 B, moments 8 B a parameter
-    (LORA, ZERO2, 8, 14.70, 0.429, 0.0),          # 12 B x 0.286 B / 8
-    (FULL, OFFLOAD, 1, 14.13, 0.0, 71.27),
-    (FULL, ZERO2, 8, 14.13, 8.909, 0.0),
-    (FULL, ZERO3, 8, 1.766, 8.909, 0.0),
-    (FULL, FSDP, 8, 3.251, 5.939, 0.0),           # masters 4 B and frozen weights 2 B / 8; moments 8 B / 8
-    (LORA, FSDP, 8, 1.909, 0.286, 0.0),
-    (QLORA, OFFLOAD, 1, 5.087, 0.0, 3.435)])      # 6.476 B at 0.516 B a weight, the rest and LoRA at 2 B
-def test_bytes_of_the_published_model(size7b, published, config, settings, gpus, weights_gb, states_gb, host_states_gb):
-    case = case7b(size7b, published, config, settings, machine(80, gpus))
-    assert memory.weight_bytes(case) / 1e9 == pytest.approx(weights_gb, rel=1e-3)
-    assert memory.optimizer_bytes(case) / 1e9 == pytest.approx(states_gb, rel=1e-3)
-    # Without page locking: what a buffer takes there is a question of its own.
-    unlocked = replace(case, sharding=replace(case.sharding, pinned=False))
-    assert memory.offload_bytes(unlocked).get("optimizer states", 0) / 1e9 == pytest.approx(host_states_gb, rel=1e-3)
-
-
-def test_what_fits_the_cards_that_people_have(size7b, published):
-    def fits(config, settings, gpu_gib, gpus, host_gib=512):
-        where = machine(gpu_gib, gpus, host_gib)
-        return not plan.estimate(case7b(size7b, published, config, settings, where)).shortages(where)
-
-    assert fits(LORA, OFFLOAD, 24, 1, host_gib=64) and not fits(LORA, OFFLOAD, 16, 1)
-    assert fits(LORA, OFFLOAD, 24, 1, host_gib=24) and not fits(LORA, OFFLOAD, 24, 1, host_gib=16)      # the checkpoint: 15 GB in bf16
-    assert not fits(replace(LORA, gradient_checkpointing=False), OFFLOAD, 24, 1)
-    assert not fits(replace(LORA, bf16=False), OFFLOAD, 24, 1)
-    assert fits(FULL, OFFLOAD, 24, 1, host_gib=192) and not fits(FULL, OFFLOAD, 24, 1, host_gib=128)
-    assert not fits(FULL, ZERO2, 24, 8) and fits(FULL, ZERO2, 80, 8) and not fits(FULL, ZERO2, 80, 1)
-    assert fits(FULL, ZERO3, 24, 8) and fits(FULL, FSDP, 24, 8) and not fits(FULL, FSDP, 24, 2)
-    assert fits(QLORA, OFFLOAD, 12, 1) and not fits(LORA, OFFLOAD, 12, 1)
-    assert not fits(LORA, ZERO2, 24, 8, host_gib=128)           # eight ranks load eight copies
-
-
-def saved_bytes(network, ids):
-    """What autograd keeps of a forward pass through the language model, weights left out."""
-    import torch
-    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    kept, sizes = [], {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept.append(tensor)         # alive, so that no other tensor gets its address
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network.model(input_ids=ids, use_cache=False)
-    return sum(sizes.values())
-
-
-@pytest.mark.parametrize("settings", [
-    {}, {"bf16": True}, {"bf16": True, "tune_o_proj": True}, {"tune": "lora", "lora_r": 8}, {"tune": "lora", "lora_r": 8, "bf16": True},
-    {"tune": "lora", "lora_r": 8, "lora_dropout": 0.0, "tune_o_proj": True, "bf16": True}])
-def test_a_layer_keeps_what_autograd_saves(settings):
-    import torch
-
-    from vlmphys.tiny import build_random, tiny_config
-    from vlmphys.train import prepare_modes
-    from vlmphys.tuning import tune
-    config, clips, length, found = TrainConfig(**settings), 2, 48, []
-    for layers in (2, 4):
-        hf = tiny_config(300, image_size=32, vision_hidden=32, vision_layers=2, text_hidden=64, text_layers=layers)
-        network = build_random(hf)
-        tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout)
-        network.to(torch.bfloat16 if config.bf16 else torch.float32)
-        prepare_modes(network, False)
-        found.append(saved_bytes(network, torch.full((clips, length), 7)))
-    case = Case(plan.model_size(config, hf), config, Sharding("plain"), 1, 1, False, length, 10, 8, None)
-    assert (found[1] - found[0]) / 2 == memory.layer_bytes_per_token(case) * clips * length
-
-
-def test_checkpointing_keeps_one_layer_and_every_input(size7b, published):
-    case = case7b(size7b, published, LORA, OFFLOAD, machine(24, 1))
-    without = replace(case, config=replace(LORA, gradient_checkpointing=False))
-    saved = memory.activation_bytes(without) - memory.activation_bytes(case)
-    assert saved == case.positions * (31 * memory.layer_bytes_per_token(case) - 32 * 4096 * 2)
-
-
-def test_the_checkpoint_is_loaded_in_the_runs_precision_and_the_first_rank_alone_writes_the_model(size7b, published):
-    case = case7b(size7b, published, FULL, ZERO2, machine(80, 8))
-    assert memory.loading_bytes(case) == 2 * size7b.published
-    assert memory.loading_bytes(replace(case, sharding=Sharding("plain"))) == 4 * size7b.published
-    phases = memory.host_phases(case)
-    assert phases["loading"]["loaded checkpoint"] == 8 * 2 * size7b.published
-    assert phases["writing the model"]["file in the making"] == 2 * size7b.base
-    lora = case7b(size7b, published, LORA, ZERO2, machine(80, 8))
-    assert memory.host_phases(lora)["writing the model"]["file in the making"] == 2 * lora.size.trained
-
-
-def test_zero3_holds_the_whole_model_before_it_is_divided(size7b, published):
-    case = case7b(size7b, published, FULL, ZERO3, machine(24, 8))
-    assert memory.device_phases(case)["start"]["weights"] == 2 * size7b.base
-    assert "start" not in memory.device_phases(case7b(size7b, published, FULL, FSDP, machine(24, 8)))
-
-
-def test_validation_has_a_phase_and_keeps_one_checkpoint_more(size7b, published):
-    config = replace(FULL, eval_steps=10, per_device_eval_batch_size=4)
-    case = case7b(size7b, published, config, ZERO2, machine(80, 8))
-    assert "validation" in memory.device_phases(case) and memory.checkpoints_kept(case) == 4
-    assert memory.checkpoints_kept(replace(case, config=replace(config, save_steps=0))) == 0
-    turns = memory.device_phases(replace(case, config=replace(FULL, turn_grad_norm_steps=5)))
-    assert turns["turn gradients"]["turn's own gradients"] == 6 * size7b.trained
-    assert memory.validation_bytes(case) == 8 * 2906 * (16 * 4096 + 2 * (4 * 4096 + 3 * 11008))
-
-
-def test_logits_on_supervised_positions_alone(size7b, published):
-    case = case7b(size7b, published, LORA, OFFLOAD, machine(24, 1))
-    assert memory.logit_bytes(case) == 300 * 32064 * 10
-    assert memory.logit_bytes(case) < memory.logit_bytes(replace(case, supervised=case.tokens)) / 9
-
-
-@pytest.mark.parametrize(("size", "locked"), [(1, 1), (1024, 1024), (1025, 2048), (4 * 5_939_134_464, 1 << 35)])
-def test_pinned_buffers_are_powers_of_two(size, locked):
-    assert memory.pinned_bytes(size) == locked
-
-
-def test_offloaded_states_are_sixteen_bytes_a_parameter_and_two_copies(size7b, published):
-    trained = size7b.trained
-    case = case7b(size7b, published, replace(FULL, tune_o_proj=True), OFFLOAD, machine(24, 1))
-    parts = memory.offload_bytes(replace(case, sharding=replace(case.sharding, pinned=False)))
-    largest = 4096 * 11008 * 2
-    assert sum(parts.values()) == 20 * 6_476_005_376 + largest          # 16 B, the copy of the weights, earlier micro-batches
-    one = replace(case, config=replace(case.config, gradient_accumulation_steps=1), size=size7b)
-    assert sum(memory.offload_bytes(replace(one, sharding=replace(one.sharding, pinned=False))).values()) == 18 * trained + largest
-
-
-def test_deepspeed_json_is_read_with_deepspeeds_defaults():
-    sharding = sharding_of("x.json", {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"},
-                                                            "offload_optimizer": {"device": "cpu"}}})
-    assert (sharding.optimizer_on, sharding.parameters_on, sharding.pinned) == ("host", "disk", False)
-    assert (sharding.bucket, sharding.live, sharding.sub_group) == (500_000_000, 1_050_000_000, 1_000_000_000)
-    assert sharding_of("y.json", ZERO2).buckets == 2 and sharding_of("y.json", {"zero_optimization": {"stage": 2}}).buckets == 1
-
-
-def test_disk_holds_the_checkpoints_side_by_side(size7b, published):
-    case = case7b(size7b, published, replace(FULL, save_total_limit=2), ZERO2, machine(80, 8))
-    assert memory.disk_parts(case) == {"checkpoints": 3 * 12 * size7b.trained, "model": 2 * size7b.base}
-    assert memory.disk_parts(replace(case, steps=60, config=replace(case.config, save_steps=50)))["checkpoints"] == 12 * size7b.trained
-    assert memory.disk_parts(replace(case, config=replace(case.config, save_steps=0)))["checkpoints"] == 0
-
-
-# The search, on a model folder
 
 @pytest.fixture
 def repository_here(repository, monkeypatch):
@@ -309,18 +122,52 @@ def test_full_tuning_that_needs_more_host_memory_is_led_to_a_disk_or_to_lora(fol
 
 
 def test_where_nothing_fits_the_least_is_named(folder7b, repository_here):
-    result = plan.make_plan(lora_config(folder7b), machine(8, 1, 64))
+    result = plan.make_plan(lora_config(folder7b), machine(4, 1, 64))
     assert not result["fits"] and result["fitting"] is None
     assert result["least"]["shortages"] and "lora_r=8" in result["least"]["set"]
+
+
+def test_where_lora_does_not_fit_4_bits_are_proposed_and_what_is_in_4_bits_stays_so(folder7b, repository_here):
+    result = plan.make_plan(lora_config(folder7b), machine(12, 1, 64))
+    assert "tune=qlora" in result["fitting"]["set"] and "lora_r" not in result["fitting"]["set"]
+    stage = json.loads((plan.REPOSITORY / result["fitting"]["sharding"]).read_text())["zero_optimization"]["stage"]
+    assert stage in (1, 2) and not result["fitting"]["shortages"]
+    # What is in 4 bits gets cheaper layers, and never heavier weights.
+    packed = plan.make_plan(lora_config(folder7b, tune="qlora", gradient_checkpointing=False), machine(12, 1, 64))
+    assert not packed["fits"] and packed["fitting"]["set"].startswith("gradient_checkpointing=true")
+    assert "tune=" not in packed["fitting"]["set"]
+    least = plan.make_plan(lora_config(folder7b, tune="qlora"), machine(4, 1, 64))["least"]
+    assert "tune=" not in least["set"] and "lora_r=8" in least["set"]
+    without = plan.make_plan(lora_config(folder7b), machine(None, 0, 4))
+    assert without["fitting"] is None and "qlora" not in without["least"]["set"]
 
 
 def test_a_disk_that_is_too_small_leads_to_fewer_checkpoints(folder7b, repository_here):
     where = replace(machine(24, 1, 64), disk=8 * GIB)
     result = plan.make_plan(lora_config(folder7b), where)
     assert "on the disk of" in result["as_given"]["shortages"][0] and "save_total_limit=1" in result["fitting"]["set"]
+    assert "checkpoints, model need" in result["as_given"]["shortages"][0]
 
 
-# Packed data, time, this machine
+def test_the_disk_of_an_nvme_path_is_looked_at_and_not_that_of_the_run(folder7b, repository, tmp_path, monkeypatch):
+    settings = json.loads((repository / "ds_configs" / "zero3_nvme.json").read_text())
+    for part in ("offload_optimizer", "offload_param"):
+        settings["zero_optimization"][part]["nvme_path"] = "/local"
+    (tmp_path / "local.json").write_text(json.dumps(settings))
+    config = replace(lora_config(folder7b, tune="full", save_steps=0), deepspeed=str(tmp_path / "local.json"))
+    where = replace(machine(24, 1, 64), disk=120 * GIB)
+    monkeypatch.setattr(plan, "same_disk", lambda one, other: False)
+    monkeypatch.setattr(plan, "free_disk", lambda path: {"/local": 200 * GIB}[path])
+    assert plan.make_plan(config, where)["fits"]
+    monkeypatch.setattr(plan, "free_disk", lambda path: {"/local": 50 * GIB}[path])
+    given = plan.make_plan(config, where)["as_given"]
+    assert given["shortages"] == ["50.00 GiB are free on the disk of /local, offloaded states, offloaded weights need "
+                                  f"{(16 * 5_939_134_464 + 2 * 7_063_099_392) / GIB:.2f} GiB"]
+    assert set(given["disk"]) == {"checkpoints", "model"}
+    monkeypatch.setattr(plan, "same_disk", lambda one, other: True)
+    (shortage,) = plan.make_plan(config, where)["as_given"]["shortages"]
+    assert "checkpoints, model, offloaded states, offloaded weights need" in shortage
+
 
 def tiny_run(model, packed, **changes):
     return TrainConfig(model=str(model), data=str(packed), **changes)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vlmphys.config import TrainConfig, to_yaml
-from vlmphys.files import json_bytes
-from vlmphys.runs import check_claim
+from vlmphys.files import json_bytes, read_json
+from vlmphys.runs import check_claim, write_identity
 
 pytestmark = pytest.mark.unit
 
@@ -23,3 +23,17 @@ def test_a_run_of_other_data_is_refused_with_both_folders(tmp_path):
         check_claim(TrainConfig(out=str(tmp_path), data="data/other"), other, "auto")
     message = str(caught.value)
     assert f"fingerprint ('{'a' * 64}' of packed there, '{'b' * 64}' of data/other here); train_clips (9 there, 7 here)" in message
+
+
+def test_a_folder_without_config_is_taken_unless_it_holds_a_checkpoint_of_someone(tmp_path):
+    config = TrainConfig(out=str(tmp_path))
+    (tmp_path / "checkpoints" / "step_5").mkdir(parents=True)
+    check_claim(config, {}, "auto")
+    (tmp_path / "checkpoints" / "step_5" / "COMPLETE").write_text("{}")
+    with pytest.raises(ValueError, match="not empty and no run folder"):
+        check_claim(config, {}, "auto")
+
+
+def test_the_ranks_can_be_signalled_by_what_the_folder_says(tmp_path):
+    write_identity(TrainConfig(out=str(tmp_path / "run")), {}, 2, [11, 12])
+    assert read_json(tmp_path / "run" / "env.json", "")["pids"] == [11, 12]

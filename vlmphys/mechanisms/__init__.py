@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from difflib import get_close_matches
 from types import ModuleType
+
+from vlmphys.records import nearest
 
 SHARED_MODULES = ("clips", "parts", "physics", "scene")
 
@@ -29,7 +30,6 @@ def known_mechanisms() -> list[str]:
 def load_mechanism(category: str) -> ModuleType:
     """The module of one mechanism. Raises ValueError, with the nearest name, where there is none."""
     if category not in known_mechanisms():
-        near = get_close_matches(category, known_mechanisms(), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown category {category!r}{hint}: allowed are {', '.join(known_mechanisms())}, or 'all'")
+        raise ValueError(f"unknown category {category!r}{nearest(category, known_mechanisms())}: allowed are "
+                         f"{', '.join(known_mechanisms())}, or 'all'")
     return importlib.import_module(f"{__name__}.{category}")

@@ -1,0 +1,36 @@
+"""Commands as the tests start them, and the rows that they leave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def free_port() -> str:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def deepspeed(ranks: int) -> list[str]:
+    """What stands between the interpreter and launch/train.py: DeepSpeed's own launcher."""
+    return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()]
+
+
+def torchrun(ranks: int) -> list[str]:
+    """The same with torch's launcher."""
+    return ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", free_port()]
+
+
+def run(repository: Path, arguments: list[str], launcher: list[str] | tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run a Python command from the root of the repository to its end, whatever that is."""
+    return subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
+
+
+def rows_of(out: Path, name: str = "metrics.jsonl") -> list[dict]:
+    """The rows of a JSONL file of a run folder."""
+    return [json.loads(line) for line in (out / name).read_text().splitlines()]
