@@ -108,8 +108,8 @@ class Tracker:
         self._show(step, row, now)
 
     def _show(self, step: int, row: dict, now: float) -> None:
-        accuracy = f"{row['verdict_accuracy']:.2f}" if row["verdict_accuracy"] is not None else "-"
-        figures = f"loss {row['loss']:.4f}  verdict {accuracy}  {row['samples_per_second']:.1f} samples/s"
+        verdict = f"{row['verdict_loss']:.2f}, right {row['verdict_accuracy']:.0%}" if row["verdict_accuracy"] is not None else "-"
+        figures = f"loss {row['loss']:.3f}  verdict's {verdict}  {row['samples_per_second']:.1f} samples/s"
         if self.progress:
             self.progress.update(self.task, completed=step, figures=figures)
         elif now - self.last_line >= SECONDS_BETWEEN_LINES or step == self.total_steps:

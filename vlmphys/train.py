@@ -146,7 +146,7 @@ def run_steps(job: Job, console: Console) -> int:
     config, world = job.config, job.world
     first_step, window = resume_from_newest(job, console)
     done = first_step
-    say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, {done} of {job.total_steps} steps done, "
+    say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, {done} of {job.total_steps} steps done, into {config.out}, "
                   f"engine {config.engine} on {world.size} rank(s), {world.device}, {'bf16' if config.bf16 else 'fp32'}")
     validator = Validator(config, job.packed, job.facts, world, first_step, job.total_steps, job.order.steps_per_epoch)
     with ExitStack() as held:

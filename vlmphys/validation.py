@@ -99,7 +99,7 @@ class Validator:
 
     def why_stopped(self, step: int) -> str:
         """The end of a run that `stopped`, in one line."""
-        return (f"stopped early after step {step} of {self.total_steps}: {self.without_gain} validations in a row have brought no better "
+        return (f"stopped early after step {step} of {self.total_steps}: {self.without_gain} validation(s) in a row brought no better "
                 f"AUROC than {self.best_auroc:.4f} of step {self.best_step} (early_stopping_patience)")
 
     @property
