@@ -187,6 +187,8 @@ def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tens
     else:
         prefixed = {f"base_model.model.{name}": value for name, value in weights.items()}
         tuned.adapter.save_pretrained(aside, state_dict=prefixed, save_embedding_layers=False)
+        # PEFT's empty card; a true one comes with `vlmphys export`.
+        (aside / "README.md").unlink(missing_ok=True)
     load_tokenizer(config.model).save_pretrained(aside)
     preprocessor = Path(resolve_source(config.model)) / "preprocessor_config.json"
     if preprocessor.is_file():

@@ -104,6 +104,7 @@ def test_lora_writes_an_adapter_that_merges(repository, packed_folder, tiny_mode
     from vlmphys.model import load_model
     from vlmphys.runs import load_run_model, open_run
     adapter = model_of(tmp_path / "lora", "adapter_model.safetensors")
+    assert not (tmp_path / "lora" / "model" / "README.md").exists(), "an empty card says less than none"
     stored = json.loads((tmp_path / "lora" / "model" / "adapter_config.json").read_text())
     assert stored["base_model_name_or_path"] == str(tiny_model_folder) and stored["r"] == 4
     merged, base = load_run_model(open_run(tmp_path / "lora")).state_dict(), load_model(str(tiny_model_folder)).state_dict()
