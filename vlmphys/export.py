@@ -26,7 +26,7 @@ MAX_SHARD = "2GB"
 PREPROCESSOR = "preprocessor_config.json"
 # Files of a Hugging Face folder that say how pictures and texts go in; a run folder holds those of the tokenizer and the first of these.
 PROCESSOR_FILES = (PREPROCESSOR, "processor_config.json", "video_preprocessor_config.json")
-# What is written anew here rather than copied out of the run folder: the card that PEFT leaves there says nothing.
+# What is written anew here rather than copied out of the run folder.
 WRITTEN_HERE = ("config.json", "generation_config.json", "adapter_config.json", "README.md")
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
