@@ -294,9 +294,12 @@ class DialogueMaker:
     def __init__(self, facts, tokenizer, priors: dict[str, Prior], frames: int, settings: DialogueSettings):
         self.facts, self.tokenizer, self.priors, self.frames, self.settings = facts, tokenizer, priors, frames, settings
 
-    def make(self, clip_id: str, category: str, state: str, variant: str) -> TokenizedDialogue:
-        """Tokenise one dialogue; ValueError, naming the clip, where it does not fit."""
-        turns = dialogue_text(self.priors[category], state, variant, f"{clip_id}|{variant}|{self.settings.seed}")
+    def make(self, clip_id: str, category: str, state: str, variant: str, paraphrased: bool) -> TokenizedDialogue:
+        """Tokenise one dialogue; ValueError, naming the clip, where it does not fit.
+
+        Train clips are `paraphrased`; val and test clips are all asked in the same words, so that no score depends on a clip's name.
+        """
+        turns = dialogue_text(self.priors[category], state, variant, f"{clip_id}|{variant}|{self.settings.seed}", paraphrased=paraphrased)
         return tokenize_dialogue(turns, self.tokenizer, self.frames * self.facts.tokens_per_frame, self.facts.max_positions,
                                  f"{clip_id} ({variant})", SYSTEM if self.settings.system else "")
 
@@ -308,7 +311,7 @@ class DialogueMaker:
         first = {place: clip_id for clip_id, place in reversed(states.items())}
         for (category, state), clip_id in first.items():
             for variant in self.settings.variants:
-                self.make(clip_id, category, state, variant)
+                self.make(clip_id, category, state, variant, paraphrased=True)
 
     def meta(self) -> dict:
         """What a dialogue shard carries about its making."""
@@ -328,8 +331,8 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
     settings = maker.settings
     if settings.shuffle_labels is not None:
         states = shuffled_states(states, split, settings.shuffle_labels)
-    meta = maker.meta()
-    inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items())], sort_keys=True))
+    meta, train = maker.meta(), set(split.clip_ids(Split.TRAIN))
+    inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items()), sorted(train)], sort_keys=True))
     if _stored_inputs(target) == inputs:
         return _report(DialogueTable.open(target).manifest, True)
     with _clear_disk_errors(out):
@@ -342,7 +345,7 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
             for start in range(0, len(keys), DIALOGUES_PER_SHARD):
                 writer = ShardWriter(partial / f"{DIALOGUES}-{len(shards):05d}.arrow", dialogues_schema(meta), DIALOGUES_PER_BATCH)
                 for clip_id, variant in keys[start:start + DIALOGUES_PER_SHARD]:
-                    dialogue = maker.make(clip_id, *states[clip_id], variant)
+                    dialogue = maker.make(clip_id, *states[clip_id], variant, paraphrased=clip_id in train)
                     writer.add({"clip_id": clip_id, "variant": variant, "input_ids": dialogue.input_ids, "turn": dialogue.turn,
                                 "verdict_span": dialogue.verdict_span})
                 shards.append(writer.close())

@@ -90,11 +90,13 @@ def verdict_answer(verdict: Verdict, reason: str) -> str:
     return VERDICT_FORM.format(verdict=VERDICT_WORDS[verdict], reason=reason)
 
 
-def dialogue_text(prior: Prior, state: str, variant: Variant | str, seed_key: str, verdict_override: Verdict | None = None) -> list[Turn]:
+def dialogue_text(prior: Prior, state: str, variant: Variant | str, seed_key: str, verdict_override: Verdict | None = None,
+                  paraphrased: bool = True) -> list[Turn]:
     """The turns of one clip's dialogue: four for `multi_turn`, one for the other variants.
 
-    `seed_key` (clip id, variant and seed, joined) alone picks the paraphrases; the state picks nothing but the reason, which stands
-    after the verdict. `verdict_override` writes the other verdict before the same reason. Raises ValueError for a state without texts.
+    `seed_key` (clip id, variant and seed, joined) alone picks the paraphrases, or the first of each is asked where not `paraphrased`;
+    the state picks nothing but the reason, which stands after the verdict. `verdict_override` writes the other verdict before the same
+    reason. Raises ValueError for a state without texts.
     """
     variant = Variant(variant)
     reasons = prior.texts_of(state).explanations
@@ -102,7 +104,7 @@ def dialogue_text(prior: Prior, state: str, variant: Variant | str, seed_key: st
 
     def asked(key: str) -> str:
         questions = questions_of(prior, key)
-        return questions[stable_int("question", key, seed_key) % len(questions)]
+        return questions[stable_int("question", key, seed_key) % len(questions) if paraphrased else 0]
 
     if variant is Variant.NO_PHYSICS:
         return [Turn(asked("verdict"), verdict)]

@@ -88,6 +88,18 @@ def test_what_was_packed(packed, videos, tiny_model_folder):
     assert sorted(path.name for path in packed.iterdir()) == ["dialogues", "frames", "split.json"]
 
 
+@pytest.mark.parametrize("variant", VARIANTS.split(","))
+def test_only_train_clips_are_asked_in_many_ways(packed_folder, variant):
+    data = open_packed(packed_folder)
+    for category in {row.category for row in map(data.frames.row, data.frames.clip_ids)}:
+        asked: dict[str, set[tuple[int, ...]]] = {}
+        for side in ("train", "val", "test"):
+            rows = [data.dialogues.row(clip_id, variant) for clip_id in data.clip_ids(side) if data.frames.row(clip_id).category == category]
+            asked[side] = {tuple(row.input_ids[:row.verdict_span[0]].tolist()) for row in rows}
+        assert asked["val"] == asked["test"] and len(asked["test"]) == 1
+        assert len(asked["train"]) > 1
+
+
 def test_a_second_run_changes_nothing(packed, videos, repository, tiny_model_folder):
     before = times(packed)
     said = command(repository, "pack", "--videos", videos, "--split", packed.parent / "split.json", "--model", tiny_model_folder,

@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 from vlmphys import card, cli, export as exporting, runs
 from vlmphys.config import TrainConfig
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
-from vlmphys.inference import judge_batch
+from vlmphys.inference import Explain, judge_batch
 from vlmphys.model import load_model, load_tokenizer, read_facts
 from vlmphys.priors import load_priors
-from vlmphys.prompts import SYSTEM, Turn, all_texts, dialogue_text
+from vlmphys.predict import PredictOptions, predict_batch
+from vlmphys.predictions import Identity
+from vlmphys.prompts import SYSTEM, Turn, all_texts, dialogue_text, spoken
 from vlmphys.records import Variant
+from vlmphys.shards import open_packed
 from vlmphys.tuning import tune
 
 pytestmark = pytest.mark.unit
@@ -103,6 +106,23 @@ def test_the_cards_code_gives_the_runs_log_odds(run, tiny_model_folder, tmp_path
     for block in others:    # the same through PEFT's own class
         exec(block.replace("FOLDER_OF_THE_BASE_MODEL", str(tiny_model_folder)), names)
         assert abs(names["log_odds"](frames_THWC, prompt) - judged.score) < 1e-5
+
+
+def test_the_cards_code_gives_predicts_scores_of_the_test_clips(run, tiny_model_folder, packed_folder, tmp_path, monkeypatch):
+    out = exporting.export(run, tmp_path / "out", merge=True, dtype="float32")
+    names: dict = {}
+    monkeypatch.chdir(out)
+    exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], names)
+    packed, tokenizer = open_packed(packed_folder), load_tokenizer(str(tiny_model_folder))
+    options = PredictOptions(packed_folder, tmp_path / "unused.jsonl", run, explain=Explain.NONE)
+    identity = Identity("run", "multi_turn", "prior", packed.fingerprint)
+    clip_ids = packed.clip_ids("test")[::3]
+    assert len(clip_ids) > 3
+    rows = predict_batch(runs.load_run_model(runs.open_run(run)), read_facts(str(tiny_model_folder)), tokenizer, packed, clip_ids, identity, options)
+    for row in rows:
+        prior = load_priors([row.category])[row.category]
+        prompt = names["PROMPT"].format(category=spoken(row.category), component=prior.component, dynamic=prior.dynamic, motion=prior.motion)
+        assert abs(names["log_odds"](packed.frames.row(row.clip_id).frames_THWC, prompt) - row.score) < 1e-5
 
 
 def test_precision_and_files_of_limited_size(run, tmp_path, monkeypatch):
