@@ -4,5 +4,6 @@ set -eu -o pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 ensure_environment "[test]"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-python -m pytest "$@"
+# Two tests at a time, one thread each: most of their time goes into starting commands. `-n 0` runs them one after the other.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+python -m pytest -n 2 --dist worksteal "$@"

@@ -63,8 +63,8 @@ def test_early_stopping_ends_the_run_with_its_best_model(stopped):
     assert rows[-1]["without_gain"] == 2 and f"stopped early after step {last} of 16" in done.stdout
     assert f"the model is that of step {best}" in done.stdout
     assert json.loads((out / "best.json").read_text()) == {"step": best, "auroc": max(row["auroc"] for row in rows)}
-    # One checkpoint is kept, the newest, and the best one beside it.
-    newest = 3 * (last // 3)
+    # One checkpoint is kept, the newest before the last step (whose own goes when the model stands), and the best one beside it.
+    newest = 3 * ((last - 1) // 3)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step_{step}" for step in {best, max(newest, best)}}
     weights = load_run_model(open_run(out)).state_dict()
     stored = load_file(out / "checkpoints" / f"step_{best}" / "state-00001.safetensors")
