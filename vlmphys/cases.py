@@ -160,7 +160,10 @@ def sharding_of(name: str, settings: dict[str, Any]) -> Sharding:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run may use, in bytes: `gpu` of one card (None: no GPU, all is in host memory), `host` and `disk` of one machine."""
+    """What a run may use, in bytes: `gpu` of one card (None: no GPU, all is in host memory), `host` and `disk` of one machine.
+
+    Several machines are alike, with `gpus` cards each; the run folder is on a disk that they share.
+    """
 
     gpus: int
     gpu: int | None
@@ -168,6 +171,8 @@ class Machine:
     disk: int | None        # None: not looked at
     described: str
     card: str | None = None     # its name, where it is here
+    disk_here: bool = True      # the disks are this machine's; else every disk that a run uses has `disk`
+    machines: int = 1
 
 
 @dataclass(frozen=True)

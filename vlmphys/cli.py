@@ -24,8 +24,11 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--set", dest="overrides", metavar="key=value", action="append", nargs="+", default=[],
                       help="override a key of the config")
     plan.add_argument("--gpu-gib", type=float, metavar="N", help="memory of one card, GiB   [the cards of this machine]")
-    plan.add_argument("--host-gib", type=float, metavar="M", help="host memory of the machine, GiB   [what is free here]")
-    plan.add_argument("--gpus", type=int, metavar="K", help="cards, all in one machine   [1 with --gpu-gib, else all of this machine]")
+    plan.add_argument("--host-gib", type=float, metavar="M", help="host memory of a machine, GiB   [what is free here]")
+    plan.add_argument("--disk-gib", type=float, metavar="D",
+                      help="free disk, GiB   [with --gpu-gib not looked at, else what is free here]")
+    plan.add_argument("--gpus", type=int, metavar="K", help="cards of a machine   [1 with --gpu-gib, else all of this machine]")
+    plan.add_argument("--machines", type=int, metavar="N", help="such machines; sharding and global batch are over all of them   [1]")
     plan.add_argument("--data", metavar="DIR", help="packed data, for lengths and steps   [the config's, where it exists]")
     plan.add_argument("--run", metavar="DIR", help="an earlier run with the same settings, for the time")
     plan.add_argument("--settings", action="store_true", help="print only the key=value words with which it fits")
@@ -72,7 +75,8 @@ def plan(arguments: argparse.Namespace) -> int:
     from vlmphys.config import load_config
     config = load_config(arguments.config, [text for group in arguments.overrides for text in group])
     from vlmphys.plan import machine_of, make_plan
-    machine = machine_of(config, arguments.gpu_gib, arguments.host_gib, arguments.gpus)
+    machine = machine_of(config, arguments.gpu_gib, arguments.host_gib, arguments.gpus, disk_gib=arguments.disk_gib,
+                         machines=arguments.machines)
     result = make_plan(config, machine, arguments.data, arguments.run, arguments.only_batch)
     if arguments.settings:
         return _settings(result)
@@ -177,7 +181,7 @@ def _as_given(result: dict[str, Any]):
     given, machine = result["as_given"], result["machine"]
     table = _table(f"as given: {Path(given['sharding']).name}, batch {_batch(given)}; estimates", "where", "what", "bytes",
                    right=("bytes",))
-    for where, phases, limit in (("each card", given["gpu"], machine["gpu"]), ("host memory", given["host"], machine["host"]),
+    for where, phases, limit in (("each card", given["gpu"], machine["gpu"]), (_host(result), given["host"], machine["host"]),
                                  ("disk", {"the whole run": given["disk"]}, machine["disk"]),
                                  *((f"disk of {folder}", {"offload": parts}, None) for folder, parts in given["disk_elsewhere"].items())):
         totals = {phase: sum(parts.values()) for phase, parts in phases.items()}
@@ -197,9 +201,13 @@ def _as_given(result: dict[str, Any]):
     return table
 
 
+def _host(result: dict[str, Any]) -> str:
+    return "host memory" + (" of each machine" if result["machine"]["machines"] > 1 else "")
+
+
 def _options(result: dict[str, Any]):
     """The largest micro-batch that fits with each DeepSpeed file, best first."""
-    numbers = ("each card", "host memory", "disk")
+    numbers = ("each card", _host(result), "disk")
     title = "the largest micro-batch that fits (micro-batch x accumulation x ranks)"
     table = _table(title, "file", "batch", *numbers, "fits", right=numbers)
     for one in result["options"]:

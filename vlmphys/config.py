@@ -88,7 +88,7 @@ class TrainConfig:
     eval_steps: int = 0                     # optimizer steps between validations on the val split; 0: none
     per_device_eval_batch_size: int = 8     # clips in a validation batch
     load_best_model_at_end: bool = False    # the run's model is that of the best validation, not the last one
-    early_stopping_patience: int = 0        # validations without a better AUROC before the run ends; 0: it goes on
+    early_stopping_patience: int = 0        # validations without a gain before the run ends (vlmphys/validation.py); 0: it goes on
 
     logging_steps: int = 10                 # optimizer steps between rows of metrics.jsonl
     save_steps: int = 200                   # optimizer steps between checkpoints; 0: none but what guards the end of the run

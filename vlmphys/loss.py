@@ -121,5 +121,5 @@ def readable(sums: torch.Tensor, mode: str = "token", importance: Sequence[float
         figures[f"share_turn_{k}"] = named[f"tokens_turn_{k}"] / tokens
     verdicts = named["verdicts"]
     figures["verdict_loss"] = named["verdict_loss"] / verdicts if verdicts else None
-    figures["verdict_accuracy"] = named["verdicts_right"] / verdicts if verdicts else None
+    figures["first_choice_accuracy"] = named["verdicts_right"] / verdicts if verdicts else None
     return figures

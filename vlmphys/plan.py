@@ -49,7 +49,8 @@ class Estimate:
         if need > machine.host:
             found.append(f"there are {gib(machine.host)} of host memory, {gib(need)} are needed ({phase})")
         if machine.disk is not None:
-            free = {self.case.config.out: machine.disk, **{folder: free_disk(folder) for folder in self.elsewhere}}
+            free = {self.case.config.out: machine.disk,
+                    **{folder: free_disk(folder) if machine.disk_here else machine.disk for folder in self.elsewhere}}
             for folder, parts in {self.case.config.out: self.disk, **self.elsewhere}.items():
                 need = sum(parts.values())
                 if need > free[folder]:
@@ -132,27 +133,29 @@ def assumed_data(config: TrainConfig, size: ModelSize, hf) -> Data:
 
 
 def machine_of(config: TrainConfig, gpu_gib: float | None = None, host_gib: float | None = None, gpus: int | None = None,
-               of_rank: int | None = None) -> Machine:
-    """This machine, or the one that is described; all cards in one machine. `of_rank`: look at this card alone.
+               of_rank: int | None = None, disk_gib: float | None = None, machines: int | None = None) -> Machine:
+    """This machine, or the one that is described; `machines` of them, each with `gpus` cards. `of_rank`: look at this card alone.
 
     Raises ValueError for sizes that are not above 0, and for a number of cards where there is no card.
     """
-    for flag, value in (("--gpu-gib", gpu_gib), ("--host-gib", host_gib), ("--gpus", gpus)):
+    for flag, value in (("--gpu-gib", gpu_gib), ("--host-gib", host_gib), ("--gpus", gpus), ("--disk-gib", disk_gib),
+                        ("--machines", machines)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{flag} is {value}: it must be above 0")
     host = int(host_gib * GIB) if host_gib else host_memory().available
-    of_host = f"{gib(host)} of host memory" + ("" if host_gib else " (free here now)")
+    disk = int(disk_gib * GIB) if disk_gib else None if gpu_gib else free_disk(config.out)      # of another machine it is not known
+    several = f"{machines} machines with each " if (machines or 1) > 1 else ""
+    of_host = f"{gib(host)} of host memory{'' if host_gib else ' (free here now)'}" + (f", {disk_gib:g} GiB of disk" if disk_gib else "")
+    described, card, size, count = f"no GPU, {of_host}", None, None, 0
     if gpu_gib:
-        # Another machine's disk is not known.
-        return Machine(gpus or 1, int(gpu_gib * GIB), host, None, f"{gpus or 1} x {gpu_gib:g} GiB, {of_host}")
-    disk = free_disk(config.out)
-    here = gpus_here(None if of_rank is None else [of_rank])
-    if not here and gpus:
+        count, size = gpus or 1, int(gpu_gib * GIB)
+        described = f"{count} x {gpu_gib:g} GiB, {of_host}"
+    elif here := gpus_here(None if of_rank is None else [of_rank]):
+        count, size, card = gpus or len(here), min(gpu.free for gpu in here), here[0].name
+        described = f"{count} x {card} with {gib(size)} free, {of_host}"
+    elif gpus:
         raise ValueError(f"--gpus is {gpus}, but there is no GPU here: add --gpu-gib, the memory of one card")
-    if not here:
-        return Machine(0, None, host, disk, f"no GPU, {of_host}")
-    free, count = min(gpu.free for gpu in here), gpus or len(here)
-    return Machine(count, free, host, disk, f"{count} x {here[0].name} with {gib(free)} free, {of_host}", here[0].name)
+    return Machine(count, size, host, disk, several + described, card, disk_here=not (gpu_gib or disk_gib), machines=machines or 1)
 
 
 def shipped_shardings(config: TrainConfig) -> tuple[list[Sharding], list[str]]:
@@ -169,8 +172,10 @@ def shipped_shardings(config: TrainConfig) -> tuple[list[Sharding], list[str]]:
 
 def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, ranks: int | None = None,
             on_node: int | None = None) -> Case:
-    """The config on the machine, one rank a card where `ranks` does not say otherwise."""
-    ranks = ranks or max(1, machine.gpus)
+    """The config on the machine, one rank a card where `ranks` does not say otherwise; `on_node` of them on each machine."""
+    if ranks is None:
+        on_node = max(1, machine.gpus)
+        ranks = on_node * machine.machines
     sharding = Sharding(config.engine, fsdp=config.engine == "fsdp")
     if config.deepspeed:
         sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed))
@@ -305,7 +310,8 @@ def as_values(one: Estimate, machine: Machine, given: TrainConfig) -> dict[str, 
     return {"sharding": one.case.sharding.name, "per_device_train_batch_size": config.per_device_train_batch_size,
             "gradient_accumulation_steps": config.gradient_accumulation_steps, "ranks": one.case.ranks, "set": as_settings(given, config),
             "gpu": one.device, "gpu_peak": memory.peak(one.device)[1] if one.device else None,
-            "host": one.host, "host_peak": memory.peak(one.host)[1], "disk": one.disk, "disk_total": sum(one.disk.values()),
+            "gpu_phase": memory.peak(one.device)[0] or None, "host": one.host, "host_peak": memory.peak(one.host)[1],
+            "host_phase": memory.peak(one.host)[0], "disk": one.disk, "disk_total": sum(one.disk.values()),
             "disk_elsewhere": one.elsewhere,
             "shortages": one.shortages(machine)}
 

@@ -108,7 +108,7 @@ class Tracker:
         self._show(step, row, now)
 
     def _show(self, step: int, row: dict, now: float) -> None:
-        verdict = f"{row['verdict_loss']:.2f}, right {row['verdict_accuracy']:.0%}" if row["verdict_accuracy"] is not None else "-"
+        verdict = f"{row['verdict_loss']:.2f}, right {row['first_choice_accuracy']:.0%}" if row["first_choice_accuracy"] is not None else "-"
         figures = f"loss {row['loss']:.3f}  verdict's {verdict}  {row['samples_per_second']:.1f} samples/s"
         if self.progress:
             self.progress.update(self.task, completed=step, figures=figures)

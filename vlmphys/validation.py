@@ -8,6 +8,7 @@ Shape suffixes: C clips, B rows of a batch (two a clip), L positions, N supervis
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from vlmphys.tracking import Tracker, keep_rows, say
 from vlmphys.world import Agreed, World
 
 EVALUATIONS, BEST = "evaluations.jsonl", "best.json"
+CHANCE = 0.5        # AUROC of a verdict that knows nothing
 VERDICTS = (Verdict.NORMAL, Verdict.ANOMALOUS)      # the two rows of a clip, in the order of the labels 0 and 1
 NAMED_AT_MOST = 5
 
@@ -81,9 +83,11 @@ class Validator:
         self.continuations = verdict_continuations(load_tokenizer(config.model)) if self.clips else {}
         self.best_step: int | None = None
         self.best_auroc: float | None = None
-        self.without_gain = 0       # validations since the best one
+        self.best_loss: float | None = None     # the verdict's, at the best step
+        self.lowest_loss = math.inf             # the verdict's, of all validations
+        self.without_gain = 0       # validations in a row that count for early stopping
         for row in self._history(first_step):
-            self._take_in(row["step"], row["auroc"])
+            self._take_in(row["step"], row["auroc"], row["verdict_loss"])
         if self.world.is_first and self.clips:
             self._write_best()
         self._check_best_is_there(first_step)
@@ -94,13 +98,14 @@ class Validator:
 
     @property
     def stopped(self) -> bool:
-        """Whether `early_stopping_patience` validations in a row have brought no better AUROC."""
+        """Whether `early_stopping_patience` validations in a row have brought neither a better step nor a lower verdict loss, after one whose
+        AUROC was above chance."""
         return 0 < self.config.early_stopping_patience <= self.without_gain
 
     def why_stopped(self, step: int) -> str:
         """The end of a run that `stopped`, in one line."""
-        return (f"stopped early after step {step} of {self.total_steps}: {self.without_gain} validation(s) in a row brought no better "
-                f"AUROC than {self.best_auroc:.4f} of step {self.best_step} (early_stopping_patience)")
+        return (f"stopped early after step {step} of {self.total_steps}: {self.without_gain} validation(s) in a row brought neither a better "
+                f"AUROC than {self.best_auroc:.4f} of step {self.best_step} nor a lower verdict loss (early_stopping_patience)")
 
     @property
     def spare(self) -> set[int]:
@@ -116,8 +121,8 @@ class Validator:
         """Validate after optimizer step number `step`, append the row to evaluations.jsonl and show it. Every rank must call it.
 
         A row: step, epoch, auroc (mean over the categories that hold both classes), per_category (null with its entry in `reasons` where
-        one class is missing), verdict_loss (nats a clip; chance is ln 2), accuracy (at log-odds 0), clips, seconds, best_step,
-        best_auroc, without_gain. Raises FloatingPointError, naming step and clips, for scores that are not finite.
+        one class is missing), verdict_loss (nats a clip; chance is ln 2), log_odds_accuracy (by their sign), clips, seconds, best_step,
+        best_auroc, without_gain (what `_take_in` counts). Raises FloatingPointError, naming step and clips, for scores that are not finite.
         """
         started = time.monotonic()
         nll_C2 = self.measure(engine)
@@ -127,7 +132,7 @@ class Validator:
             raise FloatingPointError(f"the validation after step {step} gave scores that are not finite; nothing was saved since the last "
                                      f"checkpoint. Clips of the batches concerned: {', '.join(wrong)}")
         figures = figures_of(self.clips, nll_C2)
-        self._take_in(step, figures["auroc"])
+        self._take_in(step, figures["auroc"], figures["verdict_loss"])
         row = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **figures, "seconds": round(time.monotonic() - started, 3),
                "best_step": self.best_step, "best_auroc": self.best_auroc, "without_gain": self.without_gain}
         if self.world.is_first:
@@ -167,12 +172,17 @@ class Validator:
         checkpoint.restore(engine, self.run_folder, self.best_step, identity)
         return self.best_step
 
-    def _take_in(self, step: int, auroc: float) -> None:
-        # Strictly better: of equals the earliest is the best.
-        if self.best_auroc is None or auroc > self.best_auroc:
-            self.best_step, self.best_auroc, self.without_gain = step, auroc, 0
-        else:
-            self.without_gain += 1
+    def _take_in(self, step: int, auroc: float, loss: float) -> None:
+        """Count a validation. The best step has the highest AUROC, of equals the lowest verdict loss, then it is the earliest.
+
+        Over few clips an AUROC takes few values and says little between its jumps: a validation counts for early stopping only where the
+        verdict's loss is no new low either, and not before some AUROC was above chance.
+        """
+        gain = loss < self.lowest_loss
+        self.lowest_loss = min(loss, self.lowest_loss)
+        if self.best_step is None or (auroc, -loss) > (self.best_auroc, -self.best_loss):
+            self.best_step, self.best_auroc, self.best_loss, gain = step, auroc, loss, True
+        self.without_gain = 0 if gain or self.best_auroc <= CHANCE else self.without_gain + 1
 
     def _history(self, first_step: int) -> list[dict[str, Any]]:
         """The rows up to `first_step`, as the first rank reads them; the others take its word."""
@@ -196,7 +206,7 @@ class Validator:
         if self.best_step is None:
             path.unlink(missing_ok=True)
         else:
-            write_atomic(path, json_bytes({"step": self.best_step, "auroc": self.best_auroc}))
+            write_atomic(path, json_bytes({"step": self.best_step, "auroc": self.best_auroc, "verdict_loss": self.best_loss}))
 
     def _check_best_is_there(self, first_step: int) -> None:
         """A best checkpoint that someone removed is missed now, not after days of training."""
@@ -252,7 +262,7 @@ def figures_of(clips: Sequence[ValClip], nll_C2: np.ndarray) -> dict[str, Any]:
     defined = [value for value in per_category.values() if value is not None]
     return {"auroc": sum(defined) / len(defined), "per_category": per_category, "reasons": reasons,
             "verdict_loss": float(nll_C2[np.arange(len(clips)), labels_C].mean()),
-            "accuracy": metrics.accuracy(labels_C, scores_C, 0.0).value, "clips": len(clips)}
+            "log_odds_accuracy": metrics.accuracy(labels_C, scores_C, 0.0).value, "clips": len(clips)}
 
 
 def sentence(row: Mapping[str, Any]) -> str:
@@ -260,13 +270,13 @@ def sentence(row: Mapping[str, Any]) -> str:
     defined = sum(value is not None for value in row["per_category"].values())
     best = "the best so far" if row["best_step"] == row["step"] else f"best {row['best_auroc']:.4f} at step {row['best_step']}"
     return (f"validation after step {row['step']}: AUROC {row['auroc']:.4f} over {defined} of {len(row['per_category'])} categories "
-            f"({best}), verdict loss {row['verdict_loss']:.4f}, accuracy {row['accuracy']:.2f}, {row['clips']} clips in "
-            f"{row['seconds']:.1f} s")
+            f"({best}), verdict loss {row['verdict_loss']:.4f}, right by the log-odds {row['log_odds_accuracy']:.0%}, "
+            f"{row['clips']} clips in {row['seconds']:.1f} s")
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """The same for TensorBoard: tag -> value."""
-    return {**{f"eval/{name}": row[name] for name in ("auroc", "verdict_loss", "accuracy", "seconds")},
+    return {**{f"eval/{name}": row[name] for name in ("auroc", "verdict_loss", "log_odds_accuracy", "seconds")},
             **{f"eval/auroc_{category}": value for category, value in row["per_category"].items() if value is not None}}
 
 

@@ -54,7 +54,7 @@ def test_metrics_carry_each_turn_and_the_verdict_and_the_loss_falls(finished):
     rows = rows_of(finished[0])
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12] and rows[-1]["epoch"] == 4
     turns = {f"{name}_{k}" for name in ("loss_turn", "share_turn") for k in (1, 2, 3, 4)}
-    known = {"step", "epoch", "loss", "verdict_loss", "verdict_accuracy", "learning_rate", "grad_norm", "samples_per_second",
+    known = {"step", "epoch", "loss", "verdict_loss", "first_choice_accuracy", "learning_rate", "grad_norm", "samples_per_second",
              "tokens_per_second", "data_seconds", "forward_seconds", "backward_seconds", "step_seconds", "host_memory_gib", "seconds",
              *turns}
     assert set(rows[0]) == known | {"gpu_memory_gib", "mfu"}
@@ -70,7 +70,7 @@ def test_tensorboard_carries_the_same_figures(finished):
     board = EventAccumulator(str(finished[0] / "tensorboard"))
     board.Reload()
     rows = rows_of(finished[0])
-    for name in ("loss", "loss_turn_4", "share_turn_4", "verdict_accuracy", "backward_seconds", "host_memory_gib"):
+    for name in ("loss", "loss_turn_4", "share_turn_4", "first_choice_accuracy", "backward_seconds", "host_memory_gib"):
         found = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
         assert [step for step, _ in found] == [row["step"] for row in rows]
         assert [value for _, value in found] == pytest.approx([row[name] for row in rows])

@@ -132,7 +132,7 @@ def test_readable_divides_by_the_right_counts():
     figures = readable(torch.tensor([sums[name] for name in STATISTICS], dtype=torch.float64))
     assert figures == {"loss": 13 / 5, "loss_turn_1": 2.0, "loss_turn_2": None, "loss_turn_3": None, "loss_turn_4": 3.0,
                        "share_turn_1": 0.4, "share_turn_2": 0.0, "share_turn_3": 0.0, "share_turn_4": 0.6,
-                       "verdict_loss": pytest.approx(math.log(2)), "verdict_accuracy": 0.75}
+                       "verdict_loss": pytest.approx(math.log(2)), "first_choice_accuracy": 0.75}
     assert readable(torch.tensor([sums[name] for name in STATISTICS], dtype=torch.float64), "turn_mean")["loss"] == pytest.approx(2.5)
 
 

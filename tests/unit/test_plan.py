@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from cases7b import LORA, machine
 
-from vlmphys import plan
+from vlmphys import memory, plan
 from vlmphys.cases import GIB
 from vlmphys.config import TrainConfig, to_yaml
 
@@ -292,9 +292,49 @@ def test_this_machine_and_described_ones(monkeypatch, without_gpu):
     assert (other.gpus, other.gpu, other.host, other.disk) == (4, 24 * GIB, 128 * GIB, None) and here.disk == 64 * GIB
     with pytest.raises(ValueError, match="no GPU here: add --gpu-gib"):
         plan.machine_of(TrainConfig(), gpus=2)
-    for wrong in ({"gpu_gib": 0}, {"host_gib": -1}, {"gpus": 0, "gpu_gib": 24}, {"gpu_gib": float("nan")}):
+    for wrong in ({"gpu_gib": 0}, {"host_gib": -1}, {"gpus": 0, "gpu_gib": 24}, {"gpu_gib": float("nan")}, {"disk_gib": 0}, {"machines": 0}):
         with pytest.raises(ValueError, match="it must be above 0"):
             plan.machine_of(TrainConfig(), **wrong)
+
+
+def test_the_disk_of_another_machine(folder7b, repository, repository_here, tmp_path, monkeypatch, without_gpu):
+    with_host(monkeypatch, 16 * GIB)
+    other = plan.machine_of(TrainConfig(), gpu_gib=24, host_gib=64, disk_gib=8)
+    assert other.disk == 8 * GIB and "8 GiB of disk" in other.described
+    result = plan.make_plan(lora_config(folder7b), other)
+    assert result["as_given"]["shortages"] == [f"8.00 GiB are free on the disk of runs/train, checkpoints, model need "
+                                               f"{sum(result['as_given']['disk'].values()) / GIB:.2f} GiB"]
+    assert plan.machine_of(TrainConfig(), disk_gib=8).disk == 8 * GIB, "of this machine, too, another disk may be meant"
+    # The disk of an nvme_path is not looked for here either.
+    settings = json.loads((repository / "ds_configs" / "zero3_nvme.json").read_text())
+    settings["zero_optimization"]["offload_optimizer"]["nvme_path"] = "/local"
+    (tmp_path / "local.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(plan, "same_disk", lambda one, other: False)
+    monkeypatch.setattr(plan, "free_disk", lambda path: pytest.fail(f"{path} is no folder of the other machine"))
+    config = replace(lora_config(folder7b, save_steps=0), deepspeed=str(tmp_path / "local.json"))
+    for size, fits in ((8, True), (4, False)):
+        given = plan.make_plan(config, plan.machine_of(TrainConfig(), gpu_gib=24, host_gib=64, disk_gib=size))["as_given"]
+        assert any("on the disk of /local" in text for text in given["shortages"]) != fits
+
+
+def test_several_machines_share_the_states_and_each_has_its_own_host_memory(folder7b, repository_here, monkeypatch, without_gpu):
+    config = replace(lora_config(folder7b, tune="full"), deepspeed="ds_configs/zero3.json")
+    eight, four, twice = (plan.make_plan(config, plan.machine_of(config, 24, 512, gpus, machines=machines))
+                          for gpus, machines in ((8, 1), (4, 1), (4, 2)))
+    assert twice["global_batch"] == eight["global_batch"] == 2 * four["global_batch"] == 128
+    assert twice["machine"]["described"].startswith("2 machines with each 4 x 24 GiB")
+    assert twice["as_given"]["ranks"] == 8 and twice["as_given"]["gpu"] == eight["as_given"]["gpu"]
+    assert twice["as_given"]["host"]["loading"] == four["as_given"]["host"]["loading"] != eight["as_given"]["host"]["loading"]
+    with_host(monkeypatch, 16 * GIB)
+    without = plan.make_plan(TrainConfig(engine="plain"), plan.machine_of(config, machines=3))["as_given"]
+    assert without["ranks"] == 3 and without["host"]["loading"]["libraries"] == memory.LIBRARIES_CPU
+
+
+def test_the_phase_of_each_peak_is_named(folder7b, repository_here):
+    given = plan.make_plan(lora_config(folder7b), machine(24, 1, 64))["as_given"]
+    for place in ("gpu", "host"):
+        assert sum(given[place][given[f"{place}_phase"]].values()) == given[f"{place}_peak"]
+    assert plan.make_plan(lora_config(folder7b), machine(None, 0, 64))["as_given"]["gpu_phase"] is None
 
 
 def test_a_json_that_is_refused_is_left_out_with_its_reason(folder7b, repository, tmp_path):

@@ -138,18 +138,19 @@ def test_figures_by_category_with_null_and_reason():
     figures = figures_of(clips, np.stack([normal_C, normal_C - scores], axis=1))
     assert figures["per_category"] == {"fan": 0.5, "gear": None, "hinge": 0.5} and figures["auroc"] == 0.5
     assert set(figures["reasons"]) == {"gear"} and "one class only" in figures["reasons"]["gear"]
-    assert figures["accuracy"] == pytest.approx(3 / 6)      # right: fan/0, fan/1, hinge/1
+    assert figures["log_odds_accuracy"] == pytest.approx(3 / 6)      # right: fan/0, fan/1, hinge/1
     assert figures["verdict_loss"] == pytest.approx((0.7 + 1.0 + 3.1 + 1.0 + 2.0 + 1.5) / 6)
 
 
-def scripted(validator, aurocs):
-    """Runs the validations with these figures in place of the model's."""
+def scripted(validator, aurocs, losses=None):
+    """Runs the validations with these figures in place of the model's; the verdict's loss stays what it is without `losses`."""
     def run(step):
         auroc = aurocs[step // 2 - 1]
+        loss = losses[step // 2 - 1] if losses else 0.5
         validator.measure = lambda engine: np.zeros((4, 2))
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(validation, "figures_of", lambda clips, nll: {
-                "auroc": auroc, "per_category": {"fan": auroc}, "reasons": {}, "verdict_loss": 0.5, "accuracy": 0.5, "clips": 4})
+                "auroc": auroc, "per_category": {"fan": auroc}, "reasons": {}, "verdict_loss": loss, "log_odds_accuracy": 0.5, "clips": 4})
             return validator.run(None, step)
     return run
 
@@ -164,10 +165,10 @@ def test_best_step_early_stop_and_resume_follow_from_the_rows(config, packed_fol
         assert not whole.stopped and whole.due(step) and not whole.due(step + 1)
         run(step)
         seen.append((whole.best_step, whole.without_gain, whole.keeps(step)))
-    # Of equal figures the earliest stays the best, and an equal one is no gain.
+    # Of equal figures and equal losses the earliest stays the best, and an equal one is no gain.
     assert seen == [(2, 0, True), (4, 0, True), (4, 1, False), (4, 2, False), (4, 3, False)]
     assert whole.stopped and whole.spare == {4}
-    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "auroc": 0.8}
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 4, "auroc": 0.8, "verdict_loss": 0.5}
 
     again = validator_of(config, packed, first_step=7)      # a checkpoint between two validations
     rows = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
@@ -179,6 +180,26 @@ def test_best_step_early_stop_and_resume_follow_from_the_rows(config, packed_fol
     assert validator_of(config, packed, first_step=10).stopped, "a run that was killed after it had decided to stop must stop at once"
     assert validator_of(config, packed, first_step=1).best_step is None
     assert not (tmp_path / "best.json").exists() and (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(("aurocs", "losses", "best", "gains"), [
+    # Of equal AUROCs that with the lower loss is the best, also where an earlier validation's loss was lower still.
+    ([0.8, 0.9, 0.9, 0.9], [0.1, 0.6, 0.5, 0.55], [1, 2, 3, 3], [0, 0, 0, 1]),
+    # A loss that falls below all before it is a gain for early stopping, and no better step.
+    ([0.8, 0.7, 0.7, 0.7], [0.5, 0.4, 0.45, 0.39], [1, 1, 1, 1], [0, 0, 1, 0]),
+    # At chance nothing counts, however long; once above it, a fall back to chance counts.
+    ([0.5, 0.4, 0.5, 0.5], [0.6, 0.7, 0.8, 0.9], [1, 1, 1, 1], [0, 0, 0, 0]),
+    ([0.4, 0.6, 0.5, 0.5], [0.6, 0.7, 0.8, 0.9], [1, 2, 2, 2], [0, 0, 1, 2])])
+def test_the_verdicts_loss_decides_between_equal_aurocs_and_holds_off_the_early_stop(aurocs, losses, best, gains, config, packed_folder):
+    config, packed = replace(config, early_stopping_patience=2), open_packed(packed_folder)
+    whole = validator_of(config, packed)
+    run = scripted(whole, aurocs, losses)
+    rows = [run(2 * number) for number in (1, 2, 3, 4)]
+    assert [row["best_step"] for row in rows] == [2 * number for number in best] and [row["without_gain"] for row in rows] == gains
+    assert whole.stopped == (gains[-1] == 2)
+    resumed = validator_of(config, packed, first_step=8)
+    assert (resumed.best_step, resumed.best_loss, resumed.lowest_loss, resumed.without_gain) == (
+        whole.best_step, whole.best_loss, whole.lowest_loss, whole.without_gain)
 
 
 def test_rows_or_a_best_checkpoint_that_are_gone_are_missed_at_the_resume(config, packed_folder, tmp_path):
@@ -196,16 +217,16 @@ def test_rows_or_a_best_checkpoint_that_are_gone_are_missed_at_the_resume(config
 def test_the_last_step_is_validated_and_needs_no_checkpoint(config, packed_folder):
     validator = validator_of(config, open_packed(packed_folder), total_steps=5)
     assert validator.due(5)
-    validator._take_in(5, 0.9)
+    validator._take_in(5, 0.9, 0.5)
     assert validator.best_step == 5 and not validator.keeps(5)
 
 
 def test_checkpoints_that_are_switched_off_stay_off_unless_the_best_is_to_be_restored(config, packed_folder):
     off = validator_of(replace(config, save_steps=0), open_packed(packed_folder))
-    off._take_in(2, 0.9)
+    off._take_in(2, 0.9, 0.5)
     assert not off.keeps(2)
     restored = validator_of(replace(config, save_steps=0, load_best_model_at_end=True), open_packed(packed_folder))
-    restored._take_in(2, 0.9)
+    restored._take_in(2, 0.9, 0.5)
     assert restored.keeps(2)
 
 
