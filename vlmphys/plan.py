@@ -109,14 +109,11 @@ def read_data(folder: str | Path, config: TrainConfig, size: ModelSize) -> Data:
     """Lengths of the train clips' dialogues. Raises ValueError where the folder is not packed data for this model, or has no train clip."""
     import numpy as np
 
-    from vlmphys.records import Split
     from vlmphys.shards import open_packed
     packed = open_packed(folder)
     packed.frames.check(size.image_size)
     packed.dialogues.check(tokens_per_frame=size.tokens_per_frame)
-    clips = packed.clip_ids(Split.TRAIN)
-    if not clips:
-        raise ValueError(f"{folder} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
+    clips = packed.train_clips()
     rows = [packed.dialogues.row(clip_id, config.variant) for clip_id in clips]
     lengths, supervised = [len(row.input_ids) for row in rows], [int(np.count_nonzero(row.turn)) for row in rows]
     return Data(clips, max(lengths), max(supervised), packed.frames.meta["frames"],
@@ -192,6 +189,27 @@ def steps_of(case: Case, data: Data) -> int | None:
     if data.clips is None:
         return config.max_steps if config.max_steps > 0 else None
     return ClipOrder(data.clips, case.global_batch, config.seed).total_steps(config.num_train_epochs, config.max_steps)
+
+
+def describe_steps(config: TrainConfig, ranks: int) -> str:
+    """The global batch of a run on `ranks` ranks, and its steps where its data are packed: what is known without the model.
+
+    Raises ValueError for fewer ranks than 1, and where the data folder is there and cannot be read, or holds no train clip.
+    """
+    from vlmphys.batches import ClipOrder
+    from vlmphys.shards import open_packed
+    if ranks < 1:
+        raise ValueError(f"--dry-run is {ranks}: at least 1 rank is needed")
+    micro_batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    clips = micro_batch * accumulation * ranks
+    batch = (f"global batch: {clips} clips = {micro_batch} (per_device_train_batch_size) x {accumulation} (gradient_accumulation_steps) x "
+             f"{ranks} rank(s)")
+    if not Path(config.data).is_dir():
+        known = f"{config.max_steps} (max_steps)" if config.max_steps > 0 else f"not known, there is no folder {config.data!r}"
+        return f"{batch}\nsteps: {known}"
+    order = ClipOrder(open_packed(config.data).train_clips(), clips, config.seed)
+    steps = order.total_steps(config.num_train_epochs, config.max_steps)
+    return f"{batch}\nsteps: {steps}, {order.steps_per_epoch} an epoch of {len(order.clip_ids)} train clips"
 
 
 def estimate(case: Case) -> Estimate:

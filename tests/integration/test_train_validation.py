@@ -64,8 +64,8 @@ def test_early_stopping_ends_the_run_with_its_best_model(stopped):
     assert f"the model is that of step {best}" in done.stdout
     assert json.loads((out / "best.json").read_text()) == {
         "step": best, "auroc": max(row["auroc"] for row in rows), "verdict_loss": rows[best // 2 - 1]["verdict_loss"]}
-    # One checkpoint is kept, the newest, and the best one beside it.
-    newest = 3 * (last // 3)
+    # One checkpoint is kept, the newest, and the best one beside it; that of the last step goes when the model stands.
+    newest = 3 * ((last - 1) // 3)
     assert {path.name for path in (out / "checkpoints").iterdir()} == {f"step_{step}" for step in {best, max(newest, best)}}
     weights = load_run_model(open_run(out)).state_dict()
     stored = load_file(out / "checkpoints" / f"step_{best}" / "state-00001.safetensors")
