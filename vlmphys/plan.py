@@ -71,7 +71,7 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
     import torch
     from transformers import VideoLlavaForConditionalGeneration
 
-    from vlmphys.model import drop_image_tower, load_config
+    from vlmphys.model import drop_image_tower, load_config, tokens_per_frame
     from vlmphys.tuning import count_groups, expected_counts, linear_shapes
     hf = hf or load_config(config.model)
     text, vision = hf.text_config, hf.vision_config
@@ -89,7 +89,7 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
         layers=text.num_hidden_layers, hidden=text.hidden_size, ffn=text.intermediate_size, vocab=text.vocab_size,
         heads=text.num_attention_heads, queries=shapes["q_proj"][1], keys=shapes["k_proj"][1],
         vision_hidden=vision.hidden_size, vision_ffn=vision.intermediate_size, vision_layers=vision.num_hidden_layers,
-        image_size=vision.image_size, tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1)
+        image_size=vision.image_size, tokens_per_frame=tokens_per_frame(vision))
     return tuned_size(size, config)
 
 

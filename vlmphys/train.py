@@ -98,6 +98,8 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
         # This also waits until every rank has its model: only then does the first one write to the folder.
         pids = [int(text) for text in world.gather_texts([str(os.getpid())])]
         world.agree(problems_of(runs.write_identity, config, data_facts, world.size, pids) if world.is_first else [])
+        if world.is_first:
+            held.callback(runs.forget_pids, config.out)
         for name in checkpoint.remove_incomplete(config.out) if world.is_first else ():
             say(console, f"removed checkpoints/{name}, which an interruption had left half-written")
         done = run_steps(job, console)
