@@ -14,6 +14,17 @@ find_python() {
     fail "no Python 3.10 or newer was found: install one, or name it with PYTHON=/path/to/python"
 }
 
+installed_python() {  # the one that a script would use, or another that has what reading a config needs; status 1 where there is none
+    local candidate
+    for candidate in .venv/bin/python "${PYTHON:-}" python3 python; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "yaml", "pyarrow"))))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
 ensure_environment() {  # $1: extras to install, such as "[test]", or empty
     local extras="${1:-}" wanted python
     command -v c++ >/dev/null || command -v g++ >/dev/null ||

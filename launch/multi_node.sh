@@ -10,7 +10,7 @@ usage: bash launch/multi_node.sh --hostfile FILE [--master-addr ADDRESS] [--mast
   --hostfile FILE        one machine a line: 'host slots=GPUs'; '#' begins a comment
   --master-addr ADDRESS  address of the first machine, as the others see it    [what it answers to 'hostname -I']
   --master-port PORT     a free port there                                     [29500]
-  --dry-run              check, print the command, start nothing
+  --dry-run              check hostfile and config, print the global batch, the steps where the data are there, and the command; start nothing
 Every machine needs this folder at the same path with .venv in it, the packed data and --out (a shared file system), and ssh without a password
 from here. Relative paths start at the root of the repository.
 EOF
@@ -54,8 +54,13 @@ if [ "$hosts" -eq 1 ]; then
     esac
 fi
 command=(deepspeed "${started_by[@]}" launch/train.py "$@")
-echo "$hosts machine(s), $ranks ranks: the global batch is per_device_train_batch_size x gradient_accumulation_steps x $ranks"
+echo "$hosts machine(s), $ranks ranks"
 if [ -n "$dry" ]; then
+    if python="$(installed_python)"; then
+        PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}" "$python" launch/train.py "$@" --dry-run "$ranks"
+    else
+        echo "global batch: per_device_train_batch_size x gradient_accumulation_steps x $ranks (the config was not read: nothing is installed yet)"
+    fi
     printf '%q ' "${command[@]}"; echo
     exit 0
 fi

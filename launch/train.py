@@ -21,6 +21,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", help="run folder")
     parser.add_argument("--resume", choices=("auto", "never"), default="auto",
                         help="auto: go on from the newest complete checkpoint in --out (default); never: refuse a folder that is in use")
+    parser.add_argument("--dry-run", type=int, nargs="?", const=1, metavar="RANKS",
+                        help="read config and data, print the global batch and the number of steps on so many ranks (1), and start nothing")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -33,6 +35,10 @@ def main() -> int:
     from vlmphys.signals import Stopped
     try:
         config = load_config(arguments.config, [text for group in arguments.overrides for text in group], flags)
+        if arguments.dry_run is not None:
+            from vlmphys.plan import describe_steps
+            print(describe_steps(config, arguments.dry_run))
+            return 0
         from vlmphys.train import train
         train(config, arguments.resume)
     except Stopped as stopped:

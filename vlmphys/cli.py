@@ -202,7 +202,7 @@ def _as_given(result: dict[str, Any]):
 
 
 def _host(result: dict[str, Any]) -> str:
-    return "host memory" + (" of each machine" if result["machine"]["machines"] > 1 else "")
+    return "each host" if result["machine"]["machines"] > 1 else "host memory"
 
 
 def _options(result: dict[str, Any]):

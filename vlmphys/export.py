@@ -18,14 +18,12 @@ from vlmphys.card import Exported, find_scores, write_card
 from vlmphys.cases import gib
 from vlmphys.doctor import free_disk
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, only_writer, read_json, write_atomic
-from vlmphys.model import load_config, load_tokenizer, quiet_transformers, read_facts, resolve_source
+from vlmphys.model import (PREPROCESSOR, PROCESSOR_FILES, load_config, load_tokenizer, quiet_transformers, read_facts,
+                           resolve_source)
 from vlmphys.tiny import preprocessor_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD = "2GB"
-PREPROCESSOR = "preprocessor_config.json"
-# Files of a Hugging Face folder that say how pictures and texts go in; a run folder holds those of the tokenizer and the first of these.
-PROCESSOR_FILES = (PREPROCESSOR, "processor_config.json", "video_preprocessor_config.json")
 # What is written anew here rather than copied out of the run folder.
 WRITTEN_HERE = ("config.json", "generation_config.json", "adapter_config.json", "README.md")
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -17,12 +17,17 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, VideoLlavaForConditionalGeneration
 from transformers.utils import logging as hub_logging
 
+from vlmphys.files import read_json
 from vlmphys.records import sha256_text
 
 TINY = "tiny"
 TINY_FOLDER = Path(__file__).parent / "tiny_base"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PREPROCESSOR = "preprocessor_config.json"
+# Files of a Hugging Face folder that say how pictures and texts go in; a run folder holds the first of these, which gives mean and deviation.
+PROCESSOR_FILES = (PREPROCESSOR, "processor_config.json", "video_preprocessor_config.json")
+COPY_AGAIN = "copy or download the whole folder again"
 # Module names that `tune: qlora` leaves in the run's precision; what is left are the linear layers of the language model's blocks.
 NOT_QUANTISED = ("lm_head", "model.video_tower", "model.image_tower", "model.multi_modal_projector")
 
@@ -63,10 +68,16 @@ def load_config(model: str):
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {model!r}: its config cannot be read ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"model {model!r}: its config cannot be read ({str(error).splitlines()[0]}){_or_a_folder(source)}") from error
     if config.model_type != "video_llava":
         raise ValueError(f"model {model!r} is of type {config.model_type!r}: only Video-LLaVA ('video_llava') is allowed")
     return config
+
+
+def _or_a_folder(source: str) -> str:
+    """What to do where a hub id cannot be read; nothing for a folder."""
+    return "" if Path(source).is_dir() else ("; for a model of the hub a connection or an earlier download is needed: else give a folder that "
+                                             "holds it, with --model DIR (vlmphys plan, a config: --set model=DIR)")
 
 
 def load_tokenizer(model: str):
@@ -76,14 +87,15 @@ def load_tokenizer(model: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {model!r}: its tokenizer cannot be read ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"model {model!r}: its tokenizer cannot be read ({str(error).splitlines()[0]}){_or_a_folder(source)}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"model {model!r}: a fast tokenizer (tokenizer.json) is needed, because label masks are built from character offsets")
     return tokenizer
 
 
 def read_facts(model: str, tokenizer=None) -> ModelFacts:
-    """Facts of a model from its config, tokenizer and preprocessor file; no weights are read."""
+    """Facts of a model from its config, tokenizer and preprocessor file; no weights are read. Raises ValueError where these contradict each
+    other."""
     config = load_config(model)
     tokenizer = tokenizer or load_tokenizer(model)
     vision = config.vision_config
@@ -91,17 +103,42 @@ def read_facts(model: str, tokenizer=None) -> ModelFacts:
         raise ValueError(f"model {model!r}: its tokenizer maps '<video>' to {tokenizer.convert_tokens_to_ids('<video>')}, "
                          f"its config to {config.video_token_id}; they must agree")
     mean, std = CLIP_MEAN, CLIP_STD
-    preprocessor = Path(resolve_source(model)) / "preprocessor_config.json"
-    if preprocessor.is_file():
-        stored = json.loads(preprocessor.read_text())
-        mean, std = tuple(stored.get("image_mean") or mean), tuple(stored.get("image_std") or std)
+    for name in PROCESSOR_FILES:
+        preprocessor = Path(resolve_source(model)) / name
+        if not preprocessor.is_file():
+            continue
+        stored = read_json(preprocessor, COPY_AGAIN)
+        # One file of all processors holds each of them by its name.
+        for part in (stored, stored.get("image_processor"), stored.get("video_processor")):
+            _check_picture_size(model, name, part or {}, vision.image_size)
+        if name == PREPROCESSOR:
+            mean, std = tuple(stored.get("image_mean") or mean), tuple(stored.get("image_std") or std)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return ModelFacts(
-        source=resolve_source(model), image_size=vision.image_size,
-        tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1,
+        source=resolve_source(model), image_size=vision.image_size, tokens_per_frame=tokens_per_frame(vision),
         video_token_id=config.video_token_id, pad_token_id=pad,
         max_positions=config.text_config.max_position_embeddings, vocab_size=config.text_config.vocab_size,
         image_mean=mean, image_std=std, tokenizer_sha256=tokenizer_sha256(tokenizer))
+
+
+def _check_picture_size(model: str, name: str, stored: dict[str, Any], image_size: int) -> None:
+    """Raise ValueError where a preprocessor file makes pictures of another size than the vision tower takes: of two models one is mixed in.
+
+    Hugging Face's processors resize to `size` and then, unless told not to, crop to `crop_size`; both may be a number or named edges.
+    """
+    crops = stored.get("crop_size") and stored.get("do_center_crop", True)
+    edges = stored.get("crop_size" if crops else "size")
+    if isinstance(edges, dict):
+        edges = [edges[key] for key in ("height", "width", "shortest_edge") if edges.get(key)]
+    edges = {edges} if isinstance(edges, int) else set(edges or ())
+    if edges - {image_size}:
+        raise ValueError(f"model {model!r}: its {name} makes pictures of {' x '.join(map(str, sorted(edges)))} pixels, its config.json's vision "
+                         f"tower takes {image_size} x {image_size}: put the files of one model together, or correct {name}")
+
+
+def tokens_per_frame(vision) -> int:
+    """Tokens of a frame: the patches of a CLIP tower's config, and its class token."""
+    return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def tokenizer_sha256(tokenizer) -> str:
@@ -121,7 +158,6 @@ def load_model(model: str, dtype: torch.dtype = torch.float32,
     """
     load_config(model)
     source = resolve_source(model)
-    cure = "copy or download the whole folder again"
     try:
         with quiet_transformers():
             # Weights of another shape are refused below, by name; left to transformers they are a RuntimeError, as many other things are.
@@ -130,12 +166,12 @@ def load_model(model: str, dtype: torch.dtype = torch.float32,
                 **(four_bits(dtype, four_bit_on) if four_bit_on else {}))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model {model!r}: its weights cannot be read from {source} ({(str(error).splitlines() or [type(error).__name__])[0]}); "
-                         f"{cure}") from error
+                         f"{COPY_AGAIN}") from error
     other = sorted(key for key in info["mismatched_keys"] if "image_tower" not in key[0])
     if other:
         name, stored, expected = other[0]
         raise ValueError(f"model {model!r}: {len(other)} weights in {source} have another shape than its config.json says, first {name!r}: "
-                         f"{tuple(stored)} stored, {tuple(expected)} expected; {cure}")
+                         f"{tuple(stored)} stored, {tuple(expected)} expected; {COPY_AGAIN}")
     missing = [name for name in info["missing_keys"] if "image_tower" not in name]
     if missing:
         raise ValueError(f"model {model!r} lacks {len(missing)} weights, first {missing[0]!r}: the folder is incomplete or of another version")

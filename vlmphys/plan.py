@@ -71,7 +71,7 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
     import torch
     from transformers import VideoLlavaForConditionalGeneration
 
-    from vlmphys.model import drop_image_tower, load_config
+    from vlmphys.model import drop_image_tower, load_config, tokens_per_frame
     from vlmphys.tuning import count_groups, expected_counts, linear_shapes
     hf = hf or load_config(config.model)
     text, vision = hf.text_config, hf.vision_config
@@ -89,7 +89,7 @@ def model_size(config: TrainConfig, hf=None) -> ModelSize:
         layers=text.num_hidden_layers, hidden=text.hidden_size, ffn=text.intermediate_size, vocab=text.vocab_size,
         heads=text.num_attention_heads, queries=shapes["q_proj"][1], keys=shapes["k_proj"][1],
         vision_hidden=vision.hidden_size, vision_ffn=vision.intermediate_size, vision_layers=vision.num_hidden_layers,
-        image_size=vision.image_size, tokens_per_frame=(vision.image_size // vision.patch_size) ** 2 + 1)
+        image_size=vision.image_size, tokens_per_frame=tokens_per_frame(vision))
     return tuned_size(size, config)
 
 
@@ -109,14 +109,11 @@ def read_data(folder: str | Path, config: TrainConfig, size: ModelSize) -> Data:
     """Lengths of the train clips' dialogues. Raises ValueError where the folder is not packed data for this model, or has no train clip."""
     import numpy as np
 
-    from vlmphys.records import Split
     from vlmphys.shards import open_packed
     packed = open_packed(folder)
     packed.frames.check(size.image_size)
     packed.dialogues.check(tokens_per_frame=size.tokens_per_frame)
-    clips = packed.clip_ids(Split.TRAIN)
-    if not clips:
-        raise ValueError(f"{folder} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
+    clips = packed.train_clips()
     rows = [packed.dialogues.row(clip_id, config.variant) for clip_id in clips]
     lengths, supervised = [len(row.input_ids) for row in rows], [int(np.count_nonzero(row.turn)) for row in rows]
     return Data(clips, max(lengths), max(supervised), packed.frames.meta["frames"],
@@ -192,6 +189,27 @@ def steps_of(case: Case, data: Data) -> int | None:
     if data.clips is None:
         return config.max_steps if config.max_steps > 0 else None
     return ClipOrder(data.clips, case.global_batch, config.seed).total_steps(config.num_train_epochs, config.max_steps)
+
+
+def describe_steps(config: TrainConfig, ranks: int) -> str:
+    """The global batch of a run on `ranks` ranks, and its steps where its data are packed: what is known without the model.
+
+    Raises ValueError for fewer ranks than 1, and where the data folder is there and cannot be read, or holds no train clip.
+    """
+    from vlmphys.batches import ClipOrder
+    from vlmphys.shards import open_packed
+    if ranks < 1:
+        raise ValueError(f"--dry-run is {ranks}: at least 1 rank is needed")
+    micro_batch, accumulation = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    clips = micro_batch * accumulation * ranks
+    batch = (f"global batch: {clips} clips = {micro_batch} (per_device_train_batch_size) x {accumulation} (gradient_accumulation_steps) x "
+             f"{ranks} rank(s)")
+    if not Path(config.data).is_dir():
+        known = f"{config.max_steps} (max_steps)" if config.max_steps > 0 else f"not known, there is no folder {config.data!r}"
+        return f"{batch}\nsteps: {known}"
+    order = ClipOrder(open_packed(config.data).train_clips(), clips, config.seed)
+    steps = order.total_steps(config.num_train_epochs, config.max_steps)
+    return f"{batch}\nsteps: {steps}, {order.steps_per_epoch} an epoch of {len(order.clip_ids)} train clips"
 
 
 def estimate(case: Case) -> Estimate:

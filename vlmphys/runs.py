@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from peft import PeftModel
 from vlmphys import checkpoint
 from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
-from vlmphys.model import load_model, load_tokenizer, quiet_transformers, resolve_source
+from vlmphys.model import PREPROCESSOR, load_model, load_tokenizer, quiet_transformers, resolve_source
 from vlmphys.records import Variant, sha256_text
 from vlmphys.tuning import Tuned
 
@@ -115,6 +116,16 @@ def write_identity(config: TrainConfig, data_facts: dict[str, Any], world_size: 
     write_atomic(out / "config.yaml", to_yaml(config).encode())
 
 
+def forget_pids(out: str | Path) -> None:
+    """Empty the `pids` of env.json: the processes end now, and others may get their numbers.
+
+    Where the file cannot be read or written (a full disk) they stay, as they do after `kill -9`: it is no reason to fail.
+    """
+    path = Path(out) / "env.json"
+    with suppress(OSError, ValueError):
+        write_atomic(path, json_bytes({**read_json(path, "the run folder is incomplete"), "pids": []}))
+
+
 def environment(config: TrainConfig, world_size: int) -> dict[str, Any]:
     """Versions, git revision and hardware of this process; no host name, no environment variables."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -190,7 +201,7 @@ def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tens
         # PEFT's empty card; a true one comes with `vlmphys export`.
         (aside / "README.md").unlink(missing_ok=True)
     load_tokenizer(config.model).save_pretrained(aside)
-    preprocessor = Path(resolve_source(config.model)) / "preprocessor_config.json"
+    preprocessor = Path(resolve_source(config.model)) / PREPROCESSOR
     if preprocessor.is_file():
         shutil.copy(preprocessor, aside)
     for path in aside.iterdir():

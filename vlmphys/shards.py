@@ -333,6 +333,13 @@ class Packed:
         packed = set(self.frames.clip_ids)
         return [clip_id for clip_id in self.split.clip_ids(split) if clip_id in packed]
 
+    def train_clips(self) -> list[str]:
+        """Sorted ids of the packed clips that train. Raises ValueError where there is none."""
+        clips = self.clip_ids(Split.TRAIN)
+        if not clips:
+            raise ValueError(f"{self.folder} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
+        return clips
+
     def quarantined(self) -> list[dict]:
         """The clips that could not be decoded: {clip_id, path, reason}. Raises ValueError where the list cannot be read."""
         path = self.frames.folder / QUARANTINE

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
-from vlmphys.model import CLIP_MEAN, CLIP_STD, drop_image_tower
+from vlmphys.model import CLIP_MEAN, CLIP_STD, PREPROCESSOR, drop_image_tower, tokens_per_frame
 
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<image>", "<video>", "<pad>"]
 
@@ -31,14 +31,14 @@ def train_tokenizer(texts: list[str], vocab_size: int = 1000) -> PreTrainedToken
 def tiny_config(vocab_size: int, image_size: int = 64, patch_size: int = 16, vision_hidden: int = 128, vision_layers: int = 4,
                 text_hidden: int = 128, text_layers: int = 4, frames: int = 8, max_positions: int = 1024) -> VideoLlavaConfig:
     """The config of a tiny Video-LLaVA: CLIP tower, two-layer projector, Llama; feature layer -2 as in the 7B model."""
-    tokens_per_frame = (image_size // patch_size) ** 2 + 1
     vision = CLIPVisionConfig(hidden_size=vision_hidden, intermediate_size=2 * vision_hidden, num_hidden_layers=vision_layers,
                               num_attention_heads=4, image_size=image_size, patch_size=patch_size, projection_dim=vision_hidden)
     text = LlamaConfig(vocab_size=vocab_size, hidden_size=text_hidden, intermediate_size=3 * text_hidden, num_hidden_layers=text_layers,
                        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=max_positions, rope_theta=100.0,
                        bos_token_id=1, eos_token_id=2, pad_token_id=5)
     config = VideoLlavaConfig(vision_config=vision, text_config=text, image_token_index=3, video_token_index=4,
-                              vision_feature_layer=-2, image_seq_length=tokens_per_frame, video_seq_length=frames * tokens_per_frame)
+                              vision_feature_layer=-2, image_seq_length=tokens_per_frame(vision),
+                              video_seq_length=frames * tokens_per_frame(vision))
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 5
     return config
 
@@ -55,7 +55,7 @@ def save_model_folder(network, tokenizer, folder: Path, max_shard_size: str = "5
     network.save_pretrained(folder, safe_serialization=True, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     preprocessor = preprocessor_settings(network.config.vision_config.image_size)
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    (folder / PREPROCESSOR).write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
 def preprocessor_settings(size: int, image_mean=CLIP_MEAN, image_std=CLIP_STD) -> dict[str, object]:

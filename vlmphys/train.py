@@ -25,7 +25,7 @@ from vlmphys.loss import DialogueLoss, statistics_of, supervised_by_turn, turn_w
 from vlmphys.model import ModelFacts, load_model, read_facts
 from vlmphys.out_of_memory import OTHER_SHARDING, enough_memory, smaller_batch, smaller_validation
 from vlmphys.plan import check_fits
-from vlmphys.records import MAX_TURNS, Split, Variant, stable_int
+from vlmphys.records import MAX_TURNS, Variant, stable_int
 from vlmphys.shards import Packed, open_packed
 from vlmphys.signals import StopRequests, Stopped
 from vlmphys.timing import Gauges, StepClock
@@ -98,6 +98,8 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
         # This also waits until every rank has its model: only then does the first one write to the folder.
         pids = [int(text) for text in world.gather_texts([str(os.getpid())])]
         world.agree(problems_of(runs.write_identity, config, data_facts, world.size, pids) if world.is_first else [])
+        if world.is_first:
+            held.callback(runs.forget_pids, config.out)
         for name in checkpoint.remove_incomplete(config.out) if world.is_first else ():
             say(console, f"removed checkpoints/{name}, which an interruption had left half-written")
         done = run_steps(job, console)
@@ -322,9 +324,7 @@ def check_data(config: TrainConfig, packed: Packed, facts: ModelFacts) -> list[s
     """The train clips. Raises ValueError where the packed data were made for another model, lack the variant, or hold no train clip, and
     where the config's `turn_weights` leave nothing of such a dialogue to train."""
     packed.check(facts.tokenizer_sha256, facts.image_size, facts.tokens_per_frame)
-    clip_ids = packed.clip_ids(Split.TRAIN)
-    if not clip_ids:
-        raise ValueError(f"{config.data} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
+    clip_ids = packed.train_clips()
     first = packed.dialogues.row(clip_ids[0], config.variant)
     turn_weights(torch.tensor([float((first.turn == k + 1).sum()) for k in range(MAX_TURNS)]), config.loss_mode, config.turn_weights)
     return clip_ids

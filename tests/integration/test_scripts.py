@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -188,17 +190,35 @@ def multi_node(repository: Path, tmp_path: Path, hostfile: str | None, *argument
     if hostfile is not None:
         (tmp_path / "hosts").write_text(hostfile)
     return subprocess.run(["bash", "launch/multi_node.sh", "--hostfile", str(tmp_path / "hosts"), *arguments], cwd=repository,
-                          capture_output=True, text=True)
+                          capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable})
 
 
-def test_several_machines_are_started_by_deepspeed(repository, tmp_path):
-    hosts = "# a cluster\nnode-1 slots=8\n\nnode-2  slots=4 # half of it\n"
-    done = multi_node(repository, tmp_path, hosts, "--master-addr", "10.0.0.1", "--dry-run", "--config", "a b.yaml", "--set", "bf16=true")
+def test_several_machines_are_started_by_deepspeed(repository, packed_folder, tmp_path):
+    hosts = "# a cluster\nnode-1 slots=2\n\nnode-2  slots=1 # half of it\n"
+    (tmp_path / "a b.yaml").write_text("per_device_train_batch_size: 2\nmax_steps: 9\n")
+    arguments = ["--config", str(tmp_path / "a b.yaml"), "--data", str(packed_folder), "--set", "bf16=true", "gradient_accumulation_steps=3"]
+    done = multi_node(repository, tmp_path, hosts, "--master-addr", "10.0.0.1", "--dry-run", *arguments)
     assert done.returncode == 0, done.stderr
-    said, command = done.stdout.strip().splitlines()
-    assert said.startswith("2 machine(s), 12 ranks")
+    said, batch, steps, command = done.stdout.strip().splitlines()
+    assert said == "2 machine(s), 3 ranks" and batch.startswith("global batch: 18 clips = 2 (per_device_train_batch_size) x 3 ")
+    assert steps == "steps: 9, 2 an epoch of 20 train clips"
     assert shlex.split(command) == ["deepspeed", "--hostfile", str(tmp_path / "hosts"), "--master_port", "29500",
-                                    "--master_addr", "10.0.0.1", "launch/train.py", "--config", "a b.yaml", "--set", "bf16=true"]
+                                    "--master_addr", "10.0.0.1", "launch/train.py", *arguments]
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse_in_the_config(repository, tmp_path):
+    done = multi_node(repository, tmp_path, "node-1 slots=2\nnode-2 slots=2\n", "--dry-run", "--set", "learning_rat=1")
+    assert done.returncode == 2 and "deepspeed" not in done.stdout
+    assert done.stderr == "error: the config: unknown key 'learning_rat' (did you mean 'learning_rate'?)\n"
+
+
+def test_a_dry_run_before_anything_is_installed_leaves_the_config_unread(repository, tmp_path):
+    shutil.copytree(repository / "launch", tmp_path / "launch")
+    environment = without_gpu(tmp_path)
+    (tmp_path / "hosts").write_text("a slots=2\nb slots=2\n")
+    done = subprocess.run([shutil.which("bash"), "launch/multi_node.sh", "--hostfile", str(tmp_path / "hosts"), "--dry-run", "x"],
+                          cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "x gradient_accumulation_steps x 4 (the config was not read: nothing is installed yet)" in done.stdout
 
 
 @pytest.mark.parametrize(("hosts", "arguments", "message"), [
@@ -214,10 +234,10 @@ def test_a_hostfile_with_a_mistake_is_refused(repository, tmp_path, hosts, argum
 
 def test_one_machine_must_be_this_one_and_needs_no_ssh(repository, tmp_path):
     for host in ("localhost", platform.node()):
-        done = multi_node(repository, tmp_path, f"{host} slots=2\n", "--dry-run", "--config", "x.yaml")
+        done = multi_node(repository, tmp_path, f"{host} slots=2\n", "--dry-run", "--set", "seed=1")
         assert done.returncode == 0, done.stderr
         assert shlex.split(done.stdout.splitlines()[-1]) == ["deepspeed", "--num_gpus", "2", "--master_port", "29500", "launch/train.py",
-                                                             "--config", "x.yaml"]
+                                                             "--set", "seed=1"]
     # Without ssh it comes as far as the check of the environment.
     done = subprocess.run([shutil.which("bash"), "launch/multi_node.sh", "--hostfile", str(tmp_path / "hosts"), "x"], cwd=repository,
                           capture_output=True, text=True, env=without_gpu(tmp_path))

@@ -48,6 +48,7 @@ def test_a_run_folder_holds_exactly_this(finished):
     assert (facts["train_clips"], facts["global_batch"], facts["steps_per_epoch"], facts["total_steps"]) == (20, 8, 3, 12)
     environment = json.loads((out / "env.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__ and environment["deepspeed_settings"]["zero_optimization"]["stage"] == 2
+    assert environment["pids"] == [], "the run has ended: another process may have its number"
 
 
 def test_metrics_carry_each_turn_and_the_verdict_and_the_loss_falls(finished):

@@ -42,7 +42,7 @@ def test_plan_of_several_machines_as_tables(here, capsys, tiny_model_folder, pac
     machine = ("--gpu-gib", 24, "--gpus", 2, "--machines", 3, "--host-gib", 16, "--disk-gib", 0.001)
     assert run("plan", "--data", packed_folder, *machine, "--set", f"model={tiny_model_folder}", "engine=fsdp") == 1
     out = capsys.readouterr().out
-    for part in ("batch 16 x 1 x 6", "host memory of each machine", "steps: 10, 96 clips each", "it does not fit: 1.0 MiB are free on the disk"):
+    for part in ("batch 16 x 1 x 6", "each host", "steps: 10, 96 clips each", "it does not fit: 1.0 MiB are free on the disk"):
         assert part in out, part
 
 

@@ -107,6 +107,42 @@ def test_an_adapter_is_not_put_on_a_changed_base(folder, tmp_path, monkeypatch):
     assert len(reached) == 1
 
 
+def crop(size):
+    return {"crop_size": {"height": size, "width": size}, "size": {"shortest_edge": 48}}
+
+
+@pytest.mark.parametrize(("name", "content", "made"), [
+    ("preprocessor_config.json", crop(32), None), ("preprocessor_config.json", {**crop(336), "do_center_crop": False, "size": 32}, None),
+    ("preprocessor_config.json", {"image_mean": None}, None), ("processor_config.json", {"patch_size": 14}, None),
+    ("preprocessor_config.json", crop(336), "336"), ("preprocessor_config.json", {"size": {"shortest_edge": 24}}, "24"),
+    ("preprocessor_config.json", {**crop(32), "do_center_crop": False}, "48"),
+    ("preprocessor_config.json", {"size": {"height": 32, "width": 40}}, "32 x 40"), ("video_preprocessor_config.json", crop(64), "64"),
+    ("processor_config.json", {"image_processor": crop(32), "video_processor": {"size": 28}}, "28")])
+def test_a_preprocessor_of_another_model_is_refused(folder, name, content, made):
+    assert model.read_facts(str(folder)).image_size == 32
+    (folder / name).write_text(json.dumps(content))
+    if made is None:
+        assert model.read_facts(str(folder)).image_size == 32
+        return
+    with pytest.raises(ValueError, match=f"base': its {name} makes pictures of {made} pixels, .* takes 32 x 32: put the files of one model"):
+        model.read_facts(str(folder))
+
+
+def test_a_preprocessor_file_that_is_no_json_is_named(folder):
+    (folder / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match="preprocessor_config.json: not valid JSON .*; copy or download the whole folder again"):
+        model.read_facts(str(folder))
+
+
+def test_a_hub_id_that_cannot_be_reached_leads_to_a_folder(folder, monkeypatch):
+    with pytest.raises(ValueError, match="cannot be read .*a connection or an earlier download is needed: .* --model DIR .*--set model=DIR"):
+        model.load_config("no-one-here/no-such-model")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        model.load_config(str(folder))
+    assert "--model DIR" not in str(caught.value)
+
+
 def test_a_folder_of_another_kind_is_told_by_its_kind(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="is of type 'llama': only Video-LLaVA"):

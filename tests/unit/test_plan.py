@@ -184,6 +184,21 @@ def test_packed_data_gives_lengths_and_steps(tiny_model_folder, packed_folder):
     assert "activations" in result["as_given"]["host"]["backward pass"]
 
 
+def test_batch_and_steps_without_the_model(packed_folder, tmp_path):
+    config = TrainConfig(model="not looked at", data=str(packed_folder), per_device_train_batch_size=2, gradient_accumulation_steps=3,
+                         num_train_epochs=2.5)
+    assert plan.describe_steps(config, 2) == (
+        "global batch: 12 clips = 2 (per_device_train_batch_size) x 3 (gradient_accumulation_steps) x 2 rank(s)\n"
+        "steps: 5, 2 an epoch of 20 train clips")
+    missing = replace(config, data=str(tmp_path / "none"))
+    assert plan.describe_steps(missing, 1).endswith(f"steps: not known, there is no folder '{tmp_path / 'none'}'")
+    assert plan.describe_steps(replace(missing, max_steps=7), 1).endswith("steps: 7 (max_steps)")
+    with pytest.raises(ValueError, match="no shards|no such|manifest"):
+        plan.describe_steps(replace(config, data=str(tmp_path)), 1)
+    with pytest.raises(ValueError, match="--dry-run is 0: at least 1 rank"):
+        plan.describe_steps(config, 0)
+
+
 def test_the_meta_model_counts_what_the_real_one_has(tiny_model_folder, packed_folder):
     from vlmphys.model import load_model
     from vlmphys.tuning import tune

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vlmphys import runs
 from vlmphys.config import TrainConfig, to_yaml
 from vlmphys.files import json_bytes, read_json
 from vlmphys.runs import check_claim, write_identity
@@ -37,3 +38,21 @@ def test_a_folder_without_config_is_taken_unless_it_holds_a_checkpoint_of_someon
 def test_the_ranks_can_be_signalled_by_what_the_folder_says(tmp_path):
     write_identity(TrainConfig(out=str(tmp_path / "run")), {}, 2, [11, 12])
     assert read_json(tmp_path / "run" / "env.json", "")["pids"] == [11, 12]
+
+
+def test_the_process_ids_go_when_the_run_ends_and_nothing_else_of_env_json(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    write_identity(TrainConfig(out=str(out)), {}, 2, [11, 12])
+    before = read_json(out / "env.json", "")
+
+    def full(*_):
+        raise OSError("No space left on device")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_atomic", full)
+        runs.forget_pids(out)
+    assert read_json(out / "env.json", "") == before
+    runs.forget_pids(out)
+    assert read_json(out / "env.json", "") == {**before, "pids": []}
+    (out / "env.json").unlink()
+    runs.forget_pids(out)
+    assert not (out / "env.json").exists()

@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
-from vlmphys.model import embed
+from vlmphys.model import embed, tokens_per_frame
 from vlmphys.pretrain.language import IGNORE, DialogueWriter, train_language
 from vlmphys.pretrain.pool import FRAMES, MAX_PARTS, Pool, build_pool
 from vlmphys.pretrain.questions import LENGTH_QUESTIONS, TURN_QUESTIONS, vocabulary
@@ -100,8 +100,8 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
 
     pool = simulate(config.language_clips, "language", config.language_sound_share)
     features = frame_features(tower, pool.frames_NTHWC)
-    tokens_per_frame = (config.image_size // network.config.vision_config.patch_size) ** 2 + 1
-    writer = DialogueWriter(tokenizer, spoken_sentences(priors), FRAMES * tokens_per_frame, network.config.video_token_id)
+    video_tokens = FRAMES * tokens_per_frame(network.config.vision_config)
+    writer = DialogueWriter(tokenizer, spoken_sentences(priors), video_tokens, network.config.video_token_id)
     report = reporter("language", config.language_steps)
 
     def report_and_keep(step: int, figures: dict[str, float]) -> None:
