@@ -46,7 +46,8 @@ case "$gpus" in 1|2|4|8|16) ;; *) fail "--gpus is '$gpus': 1, 2, 4, 8 or 16 shar
 case "$anomalies" in
     published) protocol=(--protocol weak) ;;
     half) protocol=(--protocol ratio --ratio 0.5) ;;
-    *) check_number --anomalies "$anomalies" 1 "or 'published', or 'half'"; protocol=(--protocol weak --per-anomaly "$anomalies") ;;
+    *[!0-9]*|''|0*) fail "--anomalies is '$anomalies': give 'published', 'half', or the number of clips of each class" ;;
+    *) protocol=(--protocol weak --per-anomaly "$anomalies") ;;
 esac
 if [ -z "$recipe" ]; then
     recipe=launch/recipes/paper.yaml

@@ -50,7 +50,7 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
      "--set gradient_accumulation_steps is 'many'"),
     ("reproduce_paper", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
     ("reproduce_paper", ["--seeds", "0"], "--seeds is '0'"),
-    ("reproduce_paper", ["--anomalies", "some"], "--anomalies is 'some': a whole number of at least 1 is needed, or 'published', or 'half'"),
+    ("reproduce_paper", ["--anomalies", "some"], "--anomalies is 'some': give 'published', 'half', or the number of clips"),
     ("reproduce_paper", ["--gpus", "3"], "--gpus is '3': 1, 2, 4, 8 or 16"),
     ("reproduce_paper", ["--recipe", "no.yaml"], "--recipe 'no.yaml' is no file"),
     ("reproduce_paper", ["--set", "seed=3"], "--set seed=3: this script gives that key itself"),
