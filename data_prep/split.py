@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmphys.layout import scan_videos
-from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, untested_normals, write_split
+from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split
 
 
 def main() -> int:
+    """0: written; 2: something is wrong, as one message says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
     parser.add_argument("--out", required=True, help="the split file to write, for instance split.json")
@@ -20,10 +21,13 @@ def main() -> int:
     parser.add_argument("--per-anomaly", type=int, help="weak: clips of each anomaly that train; None: the published number a category")
     parser.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="ratio: share of each anomaly's clips that train")
     parser.add_argument("--val-share", type=float, default=0.1, help="share of the training clips that is held out for validation")
+    parser.add_argument("--categories", help="split these alone, comma-separated; None: all that are there")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
         clips = scan_videos(options.videos)
+        if options.categories:
+            clips = of_categories(clips, options.categories.split(","))
         content = make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, options.ratio)
         write_split(options.out, content)
     except ValueError as error:

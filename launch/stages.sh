@@ -77,10 +77,14 @@ unclaim_out() {  # first stages that refused their input leave nothing behind: l
     fi
 }
 
-train_on_one_card() {  # train_on_one_card arguments of launch/train.py...: on a port that is free, since others may use DeepSpeed's own on this machine
-    local port
+train_on_one_card() {  # train_on_one_card arguments of launch/train.py...
+    train_on_cards 1 "$@"
+}
+
+train_on_cards() {  # train_on_cards N arguments of launch/train.py...: on a port that is free, since others may use DeepSpeed's own on this machine
+    local port cards="$1"; shift
     port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')" || return
-    deepspeed --num_gpus 1 --master_port "$port" launch/train.py "$@"
+    deepspeed --num_gpus "$cards" --master_port "$port" launch/train.py "$@"
 }
 
 choose_batch() {  # choose_batch FILE arguments of `vlmphys plan`...: the largest micro-batch that fits here, 16 clips an update, as key=value words

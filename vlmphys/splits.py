@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlmphys.files import json_bytes, read_json, write_atomic
 from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, Clip
-from vlmphys.records import Split, stable_int
+from vlmphys.records import Split, nearest, stable_int
 
 SPLIT_VERSION = 1
 PROTOCOLS = ("weak", "ratio", "unsupervised")
@@ -96,6 +96,15 @@ def make_split(clips: list[Clip], protocol: str, seed: int = 0, val_share: float
     elif protocol == "ratio":
         options["ratio"] = ratio
     return {"version": SPLIT_VERSION, "protocol": protocol, "seed": seed, "options": options, "clips": sides}
+
+
+def of_categories(clips: list[Clip], categories: list[str]) -> list[Clip]:
+    """The clips of some categories. Raises ValueError, with the nearest name, for one that has no clip."""
+    present = {clip.category for clip in clips}
+    for category in categories:
+        if category not in present:
+            raise ValueError(f"no clip of category {category!r}{nearest(category, present)}: there are {', '.join(sorted(present))}")
+    return [clip for clip in clips if clip.category in categories]
 
 
 def write_split(path: str | Path, content: dict) -> None:

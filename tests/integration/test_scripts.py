@@ -50,6 +50,13 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
      "--set per_device_train_batch_size=3 does not divide 16, the clips of an update: add --set gradient_accumulation_steps=N"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--set", "gradient_accumulation_steps=many"],
      "--set gradient_accumulation_steps is 'many'"),
+    ("reproduce_paper", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
+    ("reproduce_paper", ["--seeds", "0"], "--seeds is '0'"),
+    ("reproduce_paper", ["--anomalies", "some"], "--anomalies is 'some': give 'published', 'half', or the number of clips"),
+    ("reproduce_paper", ["--gpus", "3"], "--gpus is '3': 1, 2, 4, 8 or 16"),
+    ("reproduce_paper", ["--recipe", "no.yaml"], "--recipe 'no.yaml' is no file"),
+    ("reproduce_paper", ["--set", "seed=3"], "--set seed=3: this script gives that key itself"),
+    ("reproduce_paper", ["--variants", "none"], "unknown variant 'none'"),
 ])
 def test_mistakes_are_refused_before_anything_is_written(repository, tmp_path, script, arguments, message):
     out = tmp_path / "out"

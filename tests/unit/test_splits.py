@@ -11,7 +11,7 @@ import pytest
 
 from vlmphys.layout import Clip
 from vlmphys.records import Split, label_of
-from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, make_split, untested_normals, write_split
+from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, make_split, of_categories, untested_normals, write_split
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +30,12 @@ def clips_of(places=PLACES, per_state: int = 20) -> list[Clip]:
 
 def sides(content: dict, folder: str) -> Counter:
     return Counter(side for clip_id, side in content["clips"].items() if clip_id.startswith(folder))
+
+
+def test_some_categories_alone():
+    assert {clip.category for clip in of_categories(clips_of(), ["fan", "own"])} == {"fan", "own"}
+    with pytest.raises(ValueError, match="no clip of category 'clpi' .did you mean 'clip'"):
+        of_categories(clips_of(), ["clpi"])
 
 
 def test_weak_takes_the_published_number_of_each_anomaly():

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# The multi-turn paper's experiment: for each seed split, pack, fine-tune three variants, predict, score; then its tables 1 to 3 beside the published figures.
+set -eu -o pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+. launch/stages.sh
+
+usage() {
+    cat <<EOF
+usage: bash launch/reproduce_paper.sh [--videos DIR] [--model MODEL] [--seeds N] [--anomalies published|half|N] [--per-category]
+                                      [--variants multi_turn,single_turn,no_physics] [--recipe FILE] [--gpus N] [--priors DIR]
+                                      [--set key=value]... [--out runs/paper]
+  --videos DIR      Phys-AD, or clips in its layout     [22 mechanisms are simulated into the --out folder, 12 clips in each test folder]
+  --model MODEL     a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'                          [tiny]
+  --seeds N         seeds 0 to N-1, of split, order and questions; more can be added later          [1]
+  --anomalies WHAT  anomalous clips of each class that go from test to train: 'published' (the benchmark's own numbers, 2 to 4),
+                    'half' of each, or a number                                                     [published]
+  --per-category    one model for each category instead of one for all
+  --recipe FILE     of launch/train.py                              [launch/recipes/paper_tiny.yaml for tiny, paper.yaml for others]
+  --gpus N          cards of this machine that train together, a power of 2 up to 16               [1]
+  --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
+  --set key=value   any other key of the config, more than once if need be
+Relative paths start at the root of the repository. A second run skips what is done; after an interruption it goes on. Another protocol needs another --out.
+EOF
+}
+
+videos="" model=tiny seeds=1 anomalies=published per_category="" variants="no_physics,single_turn,multi_turn" recipe="" gpus=1 priors="" settings=() out=runs/paper
+while [ $# -gt 0 ]; do
+    case "$1" in
+        -h|--help) usage; exit 0 ;;
+        --per-category) per_category=1; shift ;;
+        --videos|--model|--seeds|--anomalies|--variants|--recipe|--gpus|--priors|--set|--out)
+            [ $# -ge 2 ] || fail "$1 needs a value"
+            case "$1" in
+                --videos) videos="$2" ;; --model) model="$2" ;; --seeds) seeds="$2" ;; --anomalies) anomalies="$2" ;; --variants) variants="$2" ;;
+                --recipe) recipe="$2" ;; --gpus) gpus="$2" ;; --priors) priors="$2" ;; --set) settings+=("$2") ;; --out) out="$2" ;;
+            esac; shift 2 ;;
+        *) usage >&2; fail "unknown option $1" ;;
+    esac
+done
+[ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
+check_variants "$variants"
+check_number --seeds "$seeds" 1
+check_priors "$priors"
+case "$gpus" in 1|2|4|8|16) ;; *) fail "--gpus is '$gpus': 1, 2, 4, 8 or 16 share the 16 clips of an update evenly" ;; esac
+case "$anomalies" in
+    published) protocol=(--protocol weak) ;;
+    half) protocol=(--protocol ratio --ratio 0.5) ;;
+    *[!0-9]*|''|0*) fail "--anomalies is '$anomalies': give 'published', 'half', or the number of clips of each class" ;;
+    *) protocol=(--protocol weak --per-anomaly "$anomalies") ;;
+esac
+if [ -z "$recipe" ]; then
+    recipe=launch/recipes/paper.yaml
+    [ "$model" != tiny ] || recipe=launch/recipes/paper_tiny.yaml
+fi
+[ -f "$recipe" ] || fail "--recipe '$recipe' is no file: those of this toolkit lie in launch/recipes/"
+for setting in ${settings[@]:+"${settings[@]}"}; do
+    case "${setting%%=*}" in model|variant|out|data|seed) fail "--set $setting: this script gives that key itself" ;; esac
+done
+[ "$gpus" -eq 1 ] || settings+=("per_device_train_batch_size=1" "gradient_accumulation_steps=$((16 / gpus))")
+
+ensure_environment
+claim_out "$out" "videos=${videos:-simulated} model=$model anomalies=$anomalies per-category=${per_category:-no} recipe=$recipe gpus=$gpus priors=${priors:-builtin} set=${settings[*]:-}"
+[ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
+if [ -z "$videos" ]; then
+    videos="$out/videos"
+    stage "$out/done/simulate" "simulating clips" "" python data_prep/simulate.py --out "$videos" --clips-per-state 12 --size 112
+fi
+list_videos "$videos" "$out/videos.list"
+
+experiment() {  # experiment FOLDER SEED [CATEGORY]: from the split to the scores of all variants
+    local folder="$1" seed="$2" category="${3:-}" marks="$1/done" variant predictions=() finished="" what
+    what="seed $seed${category:+, $category}"
+    stage "$marks/split" "$what: splitting" "$out/videos.list" \
+        python data_prep/split.py --videos "$videos" --out "$folder/split.json" "${protocol[@]}" --seed "$seed" ${category:+--categories "$category"}
+    stage "$marks/pack" "$what: packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
+        python data_prep/pack.py --videos "$videos" --split "$folder/split.json" --model "$model" --out "$folder/packed" --seed "$seed" ${priors:+--priors "$priors"}
+    for variant in ${variants//,/ }; do
+        stage "$marks/train-$variant" "$what: fine-tuning, $variant" "$marks/pack $recipe" \
+            train_on_cards "$gpus" --config "$recipe" --data "$folder/packed" --model "$model" --variant "$variant" --out "$folder/$variant" \
+            --set "seed=$seed" ${settings[@]:+"${settings[@]}"}
+        drop_stale "$folder/$variant/predictions.jsonl" "$marks/train-$variant"
+        stage "$marks/predict-$variant" "$what: predicting, $variant" "$marks/train-$variant" \
+            python launch/predict.py --run "$folder/$variant" --data "$folder/packed" --split test --out "$folder/$variant/predictions.jsonl"
+        predictions+=("$folder/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"
+    done
+    stage "$marks/score" "$what: scoring" "$finished" \
+        python launch/score.py --predictions "${predictions[@]}" --data "$folder/packed" --out "$folder/scores" --overwrite
+}
+
+folders=()
+for seed in $(seq 0 $((seeds - 1))); do
+    if [ -n "$per_category" ]; then
+        for category in "$videos"/*/; do
+            experiment "$out/seed_$seed/$(basename "$category")" "$seed" "$(basename "$category")"
+        done
+    else
+        experiment "$out/seed_$seed" "$seed"
+    fi
+    folders+=("$out/seed_$seed")
+done
+say "the paper's tables"
+python launch/paper_tables.py --seeds "${folders[@]}" --out "$out/tables"
+say "done: the tables are $out/tables/tables.md"
+echo "reports: $out/seed_*/$([ -z "$per_category" ] || echo '*/')scores/report.html"
+echo "curves: tensorboard --logdir $out"
