@@ -14,8 +14,10 @@ pytestmark = pytest.mark.unit
 ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
-    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",)}
-PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180}
+    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
+    "zipper": ("stuck", "unable_close")}
+PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
+                    "zipper": 120}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -29,7 +31,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 28
+    assert len(EVERY_STATE) == 31
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -138,3 +140,19 @@ class TestFaultsChangeThePhysics:
         assert soft.min() < 0.75 * soft[0]
         assert channels("rubber_band", "crack", seed)["gap"][-1] > 0.7
         assert channels("rubber_band", "anomaly_free", seed)["gap"].max() == 0.0
+
+    def test_zipper(self, seed):
+        def longest_rest_on_the_way(state: str) -> int:
+            """The most frames in a row in which the slider stands still away from both ends."""
+            slider = channels("zipper", state, seed)["slider"]
+            still = (np.abs(np.diff(slider)) < 5e-4) & (slider[:-1] > 0.07) & (slider[:-1] < 0.93)
+            return max(len(run) for run in "".join("x" if rest else " " for rest in still).split(" "))
+
+        def split(state: str) -> float:
+            """The widest half gap at a station a fifth of the chain or more behind the slider, after the first half second."""
+            moving = channels("zipper", state, seed)
+            return max(float((moving[f"gap_{index:02d}"] * (moving["slider"] - index / 11 > 0.2))[30:].max()) for index in range(1, 12))
+
+        assert longest_rest_on_the_way("anomaly_free") < 15 < 40 < longest_rest_on_the_way("stuck")
+        assert split("anomaly_free") < 0.05 < 0.14 < split("unable_close")
+        assert np.ptp(channels("zipper", "anomaly_free", seed)["slider"]) > 0.8
