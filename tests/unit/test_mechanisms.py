@@ -15,9 +15,9 @@ ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
-    "zipper": ("stuck", "unable_close")}
+    "zipper": ("stuck", "unable_close"), "magnet": ("degaussing", "drop")}
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "zipper": 120}
+                    "zipper": 120, "magnet": 180}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -31,7 +31,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 31
+    assert len(EVERY_STATE) == 34
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -156,3 +156,15 @@ class TestFaultsChangeThePhysics:
         assert longest_rest_on_the_way("anomaly_free") < 15 < 40 < longest_rest_on_the_way("stuck")
         assert split("anomaly_free") < 0.05 < 0.14 < split("unable_close")
         assert np.ptp(channels("zipper", "anomaly_free", seed)["slider"]) > 0.8
+
+    def test_magnet(self, seed):
+        gaps, heights = {}, {}
+        for state in ("anomaly_free", "degaussing", "drop"):
+            moving = channels("magnet", state, seed)
+            heights[state] = moving["iron_height"].max()
+            lost = (moving["iron_height"] > 0.02) & (moving["lift"] - moving["iron_height"] > 0.1)
+            gaps[state] = int(lost.sum())
+        assert heights["degaussing"] < 0.05 < 0.7 < min(heights["anomaly_free"], heights["drop"])
+        assert gaps["anomaly_free"] == 0, "the iron is in the air without the magnet"
+        fallen = channels("magnet", "drop", seed)["iron_height"]
+        assert gaps["drop"] >= 10 and fallen[np.argmax(fallen) + 40:].max() < 0.1
