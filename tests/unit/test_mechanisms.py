@@ -15,9 +15,9 @@ ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
-    "zipper": ("stuck", "unable_close"), "magnet": ("degaussing", "drop")}
+    "zipper": ("stuck", "unable_close"), "magnet": ("degaussing", "drop"), "toothpaste": ("leak",)}
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "zipper": 120, "magnet": 180}
+                    "zipper": 120, "magnet": 180, "toothpaste": 180}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -31,7 +31,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 34
+    assert len(EVERY_STATE) == 36
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -168,3 +168,12 @@ class TestFaultsChangeThePhysics:
         assert gaps["anomaly_free"] == 0, "the iron is in the air without the magnet"
         fallen = channels("magnet", "drop", seed)["iron_height"]
         assert gaps["drop"] >= 10 and fallen[np.argmax(fallen) + 40:].max() < 0.1
+
+    def test_toothpaste(self, seed):
+        for state in ("anomaly_free", "leak"):
+            moving = channels("toothpaste", state, seed)
+            growth = [np.ptp(moving[f"spot_{spot}_size"]) for spot in (0, 1)]
+            assert growth[1] == 0.0
+            assert (growth[0] > 0.08) if state == "leak" else (growth[0] == 0.0)
+            assert np.diff(moving["strand"]).min() >= 0.0, "paste does not go back into the tube"
+            assert np.ptp(moving["flat"]) > 0.5 and np.ptp(moving["strand"]) > 0.2
