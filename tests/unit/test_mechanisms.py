@@ -15,9 +15,10 @@ ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
-    "zipper": ("stuck", "unable_close"), "magnet": ("degaussing", "drop"), "toothpaste": ("leak",)}
+    "zipper": ("stuck", "unable_close"), "magnet": ("degaussing", "drop"), "toothpaste": ("leak",),
+    "liquid": ("foreign_obj", "leak")}
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "zipper": 120, "magnet": 180, "toothpaste": 180}
+                    "zipper": 120, "magnet": 180, "toothpaste": 180, "liquid": 180}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -31,7 +32,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 36
+    assert len(EVERY_STATE) == 39
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -177,3 +178,15 @@ class TestFaultsChangeThePhysics:
             assert (growth[0] > 0.08) if state == "leak" else (growth[0] == 0.0)
             assert np.diff(moving["strand"]).min() >= 0.0, "paste does not go back into the tube"
             assert np.ptp(moving["flat"]) > 0.5 and np.ptp(moving["strand"]) > 0.2
+
+    def test_liquid(self, seed):
+        sound, foreign, leaking = (channels("liquid", state, seed) for state in ("anomaly_free", "foreign_obj", "leak"))
+        for moving in (sound, foreign):
+            assert np.ptp(moving["level"]) == 0.0 and moving["stream"].max() == 0.0
+        assert leaking["level"][-1] < 0.61 * leaking["level"][0]
+        assert 0.88 * np.ptp(leaking["level"]) == pytest.approx(1.72 * np.ptp(leaking["basin"])), "what the vessel loses is in the basin"
+        assert sound["body_size"].max() == leaking["body_size"].max() == 0.0 < 0.1 <= foreign["body_size"].min()
+        assert np.ptp(foreign["body_u"]) + np.ptp(foreign["body_v"]) >= 0.35
+        assert foreign["body_v"].min() >= foreign["body_size"][0] - 1e-9 and np.abs(foreign["body_u"]).max() <= 0.44 - foreign["body_size"][0] + 1e-9
+        for moving in (sound, foreign, leaking):
+            assert np.ptp(moving["slope"]) > 0.1
