@@ -39,7 +39,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     if state == "degaussing":
         span = (rise, seconds)
     if state == "drop":
-        slow = (np.abs(np.gradient(arm, instants)) < 0.9) & (instants > high - 0.1) & (instants < carry + 0.25 * (carried - carry))
+        slow = (np.abs(np.gradient(arm, instants)) < 0.9) & (instants >= high) & (instants < carry + 0.25 * (carried - carry))
         off = float(rng.choice(instants[slow]))
         span = (off, seconds)
     pull = strength * ((instants > touch - 0.1) & (instants < off))
