@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import DT, FPS, SUBSTEPS, driven, eased, per_frame, times
+from vlmphys.mechanisms.physics import DT, FPS, SUBSTEPS, driven, per_frame, times
 from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 120
@@ -41,27 +41,27 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
 
 
 def _sweeps(rng: np.random.Generator, instants: np.ndarray, seconds: float) -> tuple[np.ndarray, dict[str, float]]:
-    """The gripper's way: from some place to one end, then from end to end until the clip is over; it rests at the ends alone."""
-    pace, way = rng.uniform(0.48, 0.68), int(rng.integers(2))
+    """The gripper's way: from some place to one end, then from end to end until the clip is over; it hardly rests, and at the ends alone."""
+    pace, way = rng.uniform(0.55, 0.8), int(rng.integers(2))
     place = rng.uniform(0.02, 0.98)
     knots, values = [rng.uniform(0.0, 0.12)], [place]
     parameters = {"seconds_per_length": pace, "start": place, "first_way": way}
     while knots[-1] < seconds:
         end = abs(way - rng.uniform(0.0, 0.06))
-        knots.append(knots[-1] + 0.1 + pace * abs(end - place))
-        knots.append(knots[-1] + rng.uniform(0.03, 0.2))
+        knots.append(knots[-1] + 0.06 + pace * abs(end - place))
+        knots.append(knots[-1] + rng.uniform(0.0, 0.1))
         values += [end, end]
         place, way = end, 1 - way
-    return eased(instants, knots, values), parameters
+    return np.interp(instants, knots, values), parameters
 
 
 def _holding(rng: np.random.Generator, instants: np.ndarray, seconds: float, slider: np.ndarray) -> tuple[float, float]:
     """When a jammed slider holds: from the start, or from a moment on its way; to the end, or for 0.8 s or more."""
     start = 0.0
-    if rng.random() < 0.7 or not 0.15 < slider[0] < 0.85:
-        moving = (np.abs(np.gradient(slider, instants)) > 0.5) & (slider > 0.15) & (slider < 0.85) & (instants < 0.5 * seconds)
+    if rng.random() < 0.7 or not 0.1 < slider[0] < 0.9:
+        moving = (np.abs(np.gradient(slider, instants)) > 0.5) & (slider > 0.1) & (slider < 0.9) & (instants < 0.5 * seconds)
         start = float(rng.choice(instants[moving]))
-    return start, seconds if rng.random() < 0.7 else min(seconds, start + rng.uniform(0.8, 1.1))
+    return start, seconds if rng.random() < 0.4 else min(seconds, start + rng.uniform(0.8, 1.1))
 
 
 def _before_closing(rng: np.random.Generator, instants: np.ndarray, seconds: float, slider: np.ndarray) -> float:
