@@ -27,7 +27,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     if state == "leak":
         crack_at = first + rng.uniform(0.02, 0.25) * (last - first)
     out, leaked, opened = _flow(flat - first, rng.uniform(3.0, 8.0), share, crack_at - first)
-    strand = rng.uniform(0.0, 1.6) + out * rng.uniform(0.8, 1.5)
+    strand = rng.uniform(0.0, 1.6) + out * rng.uniform(0.5, 1.6)
     span = None if state != "leak" else (float(instants[opened]), seconds)
     channels = {"press": press, "flat": flat, "strand": strand, "place": np.full(len(instants), rng.uniform(-0.4, 0.0))}
     for spot, x in enumerate(rng.permutation([rng.uniform(-0.6, -0.3), rng.uniform(-0.15, 0.2)])):
