@@ -7,15 +7,17 @@ import pytest
 
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import simulate_clip
-from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, rotor, times
+from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, motor_speed, per_frame, rotor, seized, strokes, times
 
 pytestmark = pytest.mark.unit
 
 ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
-    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",)}
-PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180}
+    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
+    "car": ("all_wheel", "back_wheel", "front_wheel")}
+PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
+                    "car": 60}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -29,7 +31,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 28
+    assert len(EVERY_STATE) == 32
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -49,6 +51,12 @@ def test_every_state_gives_finite_channels_and_whole_pictures(category, state):
     assert pictures.shape == (3, 48, 48, 3)
     assert pictures.dtype == np.uint8
     assert pictures.std() > 10
+
+
+def still_share(values: np.ndarray, fastest: float | None = None) -> float:
+    """The share of a clip's frames in which a channel moves by less than a twentieth of its fast steps."""
+    steps = np.abs(np.diff(values))
+    return float((steps <= 0.05 * (np.quantile(steps, 0.9) if fastest is None else fastest)).mean())
 
 
 def test_the_same_seed_gives_the_same_pixels_and_another_seed_does_not():
@@ -90,6 +98,30 @@ def test_a_rotor_reaches_the_speed_at_which_drag_equals_torque():
     instants = times(600)
     angle = rotor(np.full(len(instants), 12.0), np.full(len(instants), 4.0), 0.0, 0.0)
     assert (angle[-1] - angle[-2]) / (instants[1] - instants[0]) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_seized_mass_stays_and_then_follows_again():
+    instants = times(240)
+    command = eased(instants, [0.0, 4.0], [0.0, 4.0])
+    held = ((instants > 1.0) & (instants < 3.0)).astype(float)
+    path = seized(command, 5.0, 0.9, held)
+    assert np.ptp(path[held > 0]) < 0.02
+    assert path[-1] == pytest.approx(4.0, abs=0.05)
+    assert (seized(command, 5.0, 0.9, 0 * held) == driven(command, 5.0, 0.9)).all()
+
+
+def test_motors_and_strokes_stay_within_their_limits():
+    instants, sides, starts = times(120), set(), []
+    for seed in range(40):
+        speed = motor_speed(np.random.default_rng(seed), instants, 0.5, 2.0) / (2 * np.pi)
+        sides.add(np.sign(speed[-1]))
+        assert 0.5 <= np.abs(speed[speed != 0]).min() and np.abs(speed).max() <= 2.0
+        assert (speed == 0).mean() <= 0.125
+        path = strokes(np.random.default_rng(seed), instants, (0.3, 0.6), (0.4, 0.7), 0.1)
+        assert -0.6 <= path.min() <= -0.3 and 0.3 <= path.max() <= 0.6
+        starts.append(path[0])
+    assert sides == {-1.0, 1.0}
+    assert np.std(starts) > 0.15
 
 
 def test_a_body_falls_by_half_g_t_squared_down_to_the_floor():
@@ -138,3 +170,11 @@ class TestFaultsChangeThePhysics:
         assert soft.min() < 0.75 * soft[0]
         assert channels("rubber_band", "crack", seed)["gap"][-1] > 0.7
         assert channels("rubber_band", "anomaly_free", seed)["gap"].max() == 0.0
+
+    def test_car(self, seed):
+        for state, held in (("anomaly_free", ()), ("all_wheel", ("front", "back")), ("back_wheel", ("back",)), ("front_wheel", ("front",))):
+            truth = channels("car", state, seed)
+            fastest = np.abs(np.diff(truth["belt"])).max() / 0.36
+            for wheel in ("front", "back"):
+                share = still_share(truth[wheel], fastest)
+                assert share > 0.5 if wheel in held else share < 0.25

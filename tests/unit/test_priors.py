@@ -15,7 +15,8 @@ pytestmark = pytest.mark.unit
 ANOMALIES = {  # spelled as the anomaly folders of Phys-AD are
     "ball": {"leak", "unfull"}, "clip": {"unable_press", "unable_rebound"}, "fan": {"stuck", "uneven", "vibrate"},
     "gear": {"stuck", "single", "double", "triple"}, "hinge": {"angle_limited", "falloff"}, "rubber_band": {"crack"},
-    "servo": {"angle_limited", "centered_anomaly", "vibrate"}, "slide": {"ball_drop", "derailment", "jam"}}
+    "servo": {"angle_limited", "centered_anomaly", "vibrate"}, "slide": {"ball_drop", "derailment", "jam"},
+    "car": {"all_wheel", "back_wheel", "front_wheel"}}
 
 GOOD = """\
 component: A pump has a pipe and a wheel.
