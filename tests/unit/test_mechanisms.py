@@ -15,9 +15,10 @@ ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
-    "car": ("all_wheel", "back_wheel", "front_wheel")}
+    "car": ("all_wheel", "back_wheel", "front_wheel"), "rolling_bearing": ("ball_stuck",), "spherical_bearing": ("jam",),
+    "sticky_roller": ("falloff", "stuck"), "caster_wheel": ("axis_stuck1", "axis_stuck2")}
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "car": 60}
+                    "car": 60, "rolling_bearing": 60, "spherical_bearing": 60, "sticky_roller": 180, "caster_wheel": 180}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -31,7 +32,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 32
+    assert len(EVERY_STATE) == 42
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -178,3 +179,34 @@ class TestFaultsChangeThePhysics:
             for wheel in ("front", "back"):
                 share = still_share(truth[wheel], fastest)
                 assert share > 0.5 if wheel in held else share < 0.25
+
+    def test_rolling_and_spherical_bearing(self, seed):
+        for state, still in (("anomaly_free", False), ("ball_stuck", True)):
+            truth = channels("rolling_bearing", state, seed)
+            assert still_share(truth["inner"]) < 0.25
+            share = still_share(truth["balls"], 0.327 * np.abs(np.diff(truth["inner"])).max())
+            assert share > 0.5 if still else share < 0.25
+        for state, still in (("anomaly_free", False), ("jam", True)):
+            truth = channels("spherical_bearing", state, seed)
+            share = still_share(truth["rod"], 0.02)
+            assert share > 0.5 if still else share < 0.4 and np.ptp(truth["rod"]) > 0.6
+            assert np.abs(truth["grip"] - truth["rod"]).max() < 0.08
+
+    def test_sticky_roller(self, seed):
+        for state in ("anomaly_free", "stuck"):
+            truth = channels("sticky_roller", state, seed)
+            rolled, moved = np.abs(np.diff(truth["roller"])), np.abs(np.diff(truth["axle"])) / 0.42
+            slides = (rolled < 0.3 * moved) & (moved > 0.005)
+            assert slides.sum() > 40 if state == "stuck" else slides.sum() < 5
+            assert truth["fall"].max() == 0.0
+        fallen = channels("sticky_roller", "falloff", seed)
+        assert fallen["fall"][0] == 0.0 < fallen["fall"][-1]
+        assert np.abs(fallen["left_at"] + fallen["fall"])[-1] == pytest.approx(0.45, abs=1e-3)
+
+    def test_caster_wheel(self, seed):
+        for state, held in (("anomaly_free", None), ("axis_stuck1", "wheel"), ("axis_stuck2", "swivel")):
+            truth = channels("caster_wheel", state, seed)
+            for axis, fastest in (("wheel", 0.02), ("swivel", 0.02)):
+                share = still_share(truth[axis], fastest)
+                assert share > 0.5 if axis == held else share < 0.4
+            assert np.ptp(truth["finger"]) > 0.15

@@ -16,7 +16,8 @@ ANOMALIES = {  # spelled as the anomaly folders of Phys-AD are
     "ball": {"leak", "unfull"}, "clip": {"unable_press", "unable_rebound"}, "fan": {"stuck", "uneven", "vibrate"},
     "gear": {"stuck", "single", "double", "triple"}, "hinge": {"angle_limited", "falloff"}, "rubber_band": {"crack"},
     "servo": {"angle_limited", "centered_anomaly", "vibrate"}, "slide": {"ball_drop", "derailment", "jam"},
-    "car": {"all_wheel", "back_wheel", "front_wheel"}}
+    "car": {"all_wheel", "back_wheel", "front_wheel"}, "rolling_bearing": {"ball_stuck"}, "spherical_bearing": {"jam"},
+    "sticky_roller": {"falloff", "stuck"}, "caster_wheel": {"axis_stuck1", "axis_stuck2"}}
 
 GOOD = """\
 component: A pump has a pipe and a wheel.
