@@ -7,18 +7,21 @@ import pytest
 
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import simulate_clip
-from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, rotor, times
+from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, motor_speed, per_frame, rotor, seized, strokes, times
 
 pytestmark = pytest.mark.unit
 
 ISSUE_CATEGORIES = {
-    "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
-    "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
-    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
-    "zipper": ("stuck", "unable_close"), "magnet": ("degaussing", "drop"), "toothpaste": ("leak",),
-    "liquid": ("foreign_obj", "leak")}
-PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "zipper": 120, "magnet": 180, "toothpaste": 180, "liquid": 180}
+    "ball": ("leak", "unfull"), "car": ("all_wheel", "back_wheel", "front_wheel"), "caster_wheel": ("axis_stuck1", "axis_stuck2"),
+    "clip": ("unable_press", "unable_rebound"), "fan": ("stuck", "uneven", "vibrate"), "gear": ("double", "single", "stuck", "triple"),
+    "hinge": ("angle_limited", "falloff"), "liquid": ("foreign_obj", "leak"), "magnet": ("degaussing", "drop"),
+    "rolling_bearing": ("ball_stuck",), "rubber_band": ("crack",), "servo": ("angle_limited", "centered_anomaly", "vibrate"),
+    "slide": ("ball_drop", "derailment", "jam"), "spherical_bearing": ("jam",), "sticky_roller": ("falloff", "stuck"),
+    "toothpaste": ("leak",), "zipper": ("stuck", "unable_close")}
+PUBLISHED_FRAMES = {
+    "ball": 240, "car": 60, "caster_wheel": 180, "clip": 120, "fan": 180, "gear": 120, "hinge": 120, "liquid": 180, "magnet": 180,
+    "rolling_bearing": 60, "rubber_band": 180, "servo": 120, "slide": 120, "spherical_bearing": 60, "sticky_roller": 180,
+    "toothpaste": 180, "zipper": 120}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
 
 
@@ -32,7 +35,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 39
+    assert len(EVERY_STATE) == 53
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -52,6 +55,12 @@ def test_every_state_gives_finite_channels_and_whole_pictures(category, state):
     assert pictures.shape == (3, 48, 48, 3)
     assert pictures.dtype == np.uint8
     assert pictures.std() > 10
+
+
+def still_share(values: np.ndarray, fastest: float | None = None) -> float:
+    """The share of a clip's frames in which a channel moves by less than a twentieth of its fast steps."""
+    steps = np.abs(np.diff(values))
+    return float((steps <= 0.05 * (np.quantile(steps, 0.9) if fastest is None else fastest)).mean())
 
 
 def test_the_same_seed_gives_the_same_pixels_and_another_seed_does_not():
@@ -93,6 +102,30 @@ def test_a_rotor_reaches_the_speed_at_which_drag_equals_torque():
     instants = times(600)
     angle = rotor(np.full(len(instants), 12.0), np.full(len(instants), 4.0), 0.0, 0.0)
     assert (angle[-1] - angle[-2]) / (instants[1] - instants[0]) == pytest.approx(3.0, rel=1e-3)
+
+
+def test_a_seized_mass_stays_and_then_follows_again():
+    instants = times(240)
+    command = eased(instants, [0.0, 4.0], [0.0, 4.0])
+    held = ((instants > 1.0) & (instants < 3.0)).astype(float)
+    path = seized(command, 5.0, 0.9, held)
+    assert np.ptp(path[held > 0]) < 0.02
+    assert path[-1] == pytest.approx(4.0, abs=0.05)
+    assert (seized(command, 5.0, 0.9, 0 * held) == driven(command, 5.0, 0.9)).all()
+
+
+def test_motors_and_strokes_stay_within_their_limits():
+    instants, sides, starts = times(120), set(), []
+    for seed in range(40):
+        speed = motor_speed(np.random.default_rng(seed), instants, 0.5, 2.0) / (2 * np.pi)
+        sides.add(np.sign(speed[-1]))
+        assert 0.5 <= np.abs(speed[speed != 0]).min() and np.abs(speed).max() <= 2.0
+        assert (speed == 0).mean() <= 0.125
+        path = strokes(np.random.default_rng(seed), instants, (0.3, 0.6), (0.4, 0.7), 0.1)
+        assert -0.6 <= path.min() <= -0.3 and 0.3 <= path.max() <= 0.6
+        starts.append(path[0])
+    assert sides == {-1.0, 1.0}
+    assert np.std(starts) > 0.15
 
 
 def test_a_body_falls_by_half_g_t_squared_down_to_the_floor():
@@ -190,3 +223,42 @@ class TestFaultsChangeThePhysics:
         assert foreign["body_v"].min() >= foreign["body_size"][0] - 1e-9 and np.abs(foreign["body_u"]).max() <= 0.44 - foreign["body_size"][0] + 1e-9
         for moving in (sound, foreign, leaking):
             assert np.ptp(moving["slope"]) > 0.1
+
+    def test_car(self, seed):
+        for state, held in (("anomaly_free", ()), ("all_wheel", ("front", "back")), ("back_wheel", ("back",)), ("front_wheel", ("front",))):
+            truth = channels("car", state, seed)
+            fastest = np.abs(np.diff(truth["belt"])).max() / 0.36
+            for wheel in ("front", "back"):
+                share = still_share(truth[wheel], fastest)
+                assert share > 0.5 if wheel in held else share < 0.25
+
+    def test_rolling_and_spherical_bearing(self, seed):
+        for state, still in (("anomaly_free", False), ("ball_stuck", True)):
+            truth = channels("rolling_bearing", state, seed)
+            assert still_share(truth["inner"]) < 0.25
+            share = still_share(truth["balls"], 0.327 * np.abs(np.diff(truth["inner"])).max())
+            assert share > 0.5 if still else share < 0.25
+        for state, still in (("anomaly_free", False), ("jam", True)):
+            truth = channels("spherical_bearing", state, seed)
+            share = still_share(truth["rod"], 0.02)
+            assert share > 0.5 if still else share < 0.4 and np.ptp(truth["rod"]) > 0.6
+            assert np.abs(truth["grip"] - truth["rod"]).max() < 0.08
+
+    def test_sticky_roller(self, seed):
+        for state in ("anomaly_free", "stuck"):
+            truth = channels("sticky_roller", state, seed)
+            rolled, moved = np.abs(np.diff(truth["roller"])), np.abs(np.diff(truth["axle"])) / 0.42
+            slides = (rolled < 0.3 * moved) & (moved > 0.005)
+            assert slides.sum() > 40 if state == "stuck" else slides.sum() < 5
+            assert truth["fall"].max() == 0.0
+        fallen = channels("sticky_roller", "falloff", seed)
+        assert fallen["fall"][0] == 0.0 < fallen["fall"][-1]
+        assert np.abs(fallen["left_at"] + fallen["fall"])[-1] == pytest.approx(0.45, abs=1e-3)
+
+    def test_caster_wheel(self, seed):
+        for state, held in (("anomaly_free", None), ("axis_stuck1", "wheel"), ("axis_stuck2", "swivel")):
+            truth = channels("caster_wheel", state, seed)
+            for axis, fastest in (("wheel", 0.02), ("swivel", 0.02)):
+                share = still_share(truth[axis], fastest)
+                assert share > 0.5 if axis == held else share < 0.4
+            assert np.ptp(truth["finger"]) > 0.15

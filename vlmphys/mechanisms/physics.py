@@ -50,6 +50,15 @@ def driven(command: np.ndarray, natural_hz: float, damping_ratio: float = 0.9, s
     return np.array(path)
 
 
+def seized(command: np.ndarray, natural_hz: float, damping_ratio: float, held: np.ndarray) -> np.ndarray:
+    """As `driven`, but friction keeps the mass where it is while `held` is 1; let go, it follows the command again. Returns x at every step."""
+    free = driven(command, natural_hz, damping_ratio)
+    if not held.any():
+        return free
+    place = free[np.argmax(held)]
+    return driven(command, natural_hz, damping_ratio, lower=np.where(held > 0, place, -np.inf), upper=np.where(held > 0, place, np.inf))
+
+
 def rotor(torque: np.ndarray, drag: np.ndarray, start_speed: float, start_angle: float) -> np.ndarray:
     """The angle of a rotor of unit inertia: w' = torque - drag w. Arrays have one value a step; returns radians at every step."""
     angle, speed, path = start_angle, start_speed, []
@@ -58,6 +67,36 @@ def rotor(torque: np.ndarray, drag: np.ndarray, start_speed: float, start_angle:
         angle += DT * speed
         path.append(angle)
     return np.array(path)
+
+
+def motor_speed(rng: np.random.Generator, instants: np.ndarray, slowest_turns: float, fastest_turns: float) -> np.ndarray:
+    """What a motor asks for at every step, in radians/s: either way round, within two speeds in turns/s.
+
+    Half of the motors run from the start, half start within the first eighth of the clip; the speed drifts by at most a fifth.
+    """
+    drift = rng.uniform(-0.1, 0.1)
+    turns = rng.choice((-1.0, 1.0)) * rng.uniform(slowest_turns / 0.9, fastest_turns / 1.1)
+    seconds = instants[-1] + DT
+    start = rng.uniform(0.0, 0.125) * seconds if rng.random() < 0.5 else -1.0
+    return 2 * np.pi * turns * (instants >= start) * (1 + drift * (2 * instants / seconds - 1))
+
+
+def strokes(rng: np.random.Generator, instants: np.ndarray, reach: tuple[float, float], stroke_seconds: tuple[float, float],
+            dwell_seconds: float) -> np.ndarray:
+    """A command that goes to and fro about 0 and begins anywhere in a stroke; each end lies at a distance by lot within `reach`.
+
+    Every stroke lasts a time within `stroke_seconds`, every rest at an end at most `dwell_seconds`. One value a step.
+    """
+    side, knots, values = rng.choice((-1.0, 1.0)), [], []
+    instant = -rng.uniform(0.0, 1.0) * (stroke_seconds[0] + stroke_seconds[1]) / 2
+    while not knots or knots[-1] < instants[-1]:
+        end = side * rng.uniform(*reach)
+        rest = rng.uniform(0.0, dwell_seconds)
+        knots += [instant, instant + rest]
+        values += [end, end]
+        instant += rest + rng.uniform(*stroke_seconds)
+        side = -side
+    return eased(instants, knots, values)
 
 
 def free_fall(instants: np.ndarray, start_seconds: float, gravity: float, floor: float) -> np.ndarray:
