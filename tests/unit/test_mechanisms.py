@@ -14,9 +14,13 @@ pytestmark = pytest.mark.unit
 ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
-    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",)}
-PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180}
-EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
+    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
+    "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"),
+}
+PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
+                    "button": 180}
+ISSUE_STATES = {category: ("anomaly_free", *anomalies) for category, anomalies in ISSUE_CATEGORIES.items()}
+EVERY_STATE = [(category, state) for category, states in ISSUE_STATES.items() for state in states]
 
 
 def channels(category: str, state: str, seed: int) -> dict[str, np.ndarray]:
@@ -29,7 +33,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 28
+    assert len(EVERY_STATE) == 33
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -138,3 +142,15 @@ class TestFaultsChangeThePhysics:
         assert soft.min() < 0.75 * soft[0]
         assert channels("rubber_band", "crack", seed)["gap"][-1] > 0.7
         assert channels("rubber_band", "anomaly_free", seed)["gap"].max() == 0.0
+
+    def test_button(self, seed):
+        sound, dark, blocked, lit, lost = (channels("button", state, seed) for state in ISSUE_STATES["button"])
+        for clip in (sound, dark):
+            assert clip["cap"].max() > 0.85
+            assert clip["cap"][clip["finger"] < -0.2].min() < 0.1
+        assert sound["lamp"][sound["cap"] > 0.8].max() > 0.9
+        assert dark["lamp"].max() == lost["lamp"].max() == blocked["lamp"].max() == 0.0
+        assert blocked["cap"].max() <= 0.1
+        for clip in (lit, lost):
+            assert (clip["cap"][clip["finger"] < -0.2] > 0.65).sum() >= 15
+        assert lit["lamp"][(lit["cap"] > 0.65) & (lit["finger"] < -0.2)].min() > 0.5
