@@ -15,10 +15,10 @@ ISSUE_CATEGORIES = {
     "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
-    "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"),
+    "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"), "clock": ("stuck", "vibrate"),
 }
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "button": 180}
+                    "button": 180, "clock": 180}
 ISSUE_STATES = {category: ("anomaly_free", *anomalies) for category, anomalies in ISSUE_CATEGORIES.items()}
 EVERY_STATE = [(category, state) for category, states in ISSUE_STATES.items() for state in states]
 
@@ -33,7 +33,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 33
+    assert len(EVERY_STATE) == 36
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -154,3 +154,11 @@ class TestFaultsChangeThePhysics:
         for clip in (lit, lost):
             assert (clip["cap"][clip["finger"] < -0.2] > 0.65).sum() >= 15
         assert lit["lamp"][(lit["cap"] > 0.65) & (lit["finger"] < -0.2)].min() > 0.5
+
+    def test_clock(self, seed):
+        steps = {state: np.diff(channels("clock", state, seed)["long"][::22]) for state in ISSUE_STATES["clock"]}
+        assert steps["anomaly_free"].min() > 0.12
+        assert (np.abs(steps["stuck"]) < 0.01).sum() >= 2
+        assert np.abs(np.diff(channels("clock", "vibrate", seed)["short"])).max() < 0.01
+        assert (np.diff(channels("clock", "vibrate", seed)["long"]) < -0.01).mean() > 0.1
+        assert (np.diff(channels("clock", "anomaly_free", seed)["long"]) > -0.01).all()
