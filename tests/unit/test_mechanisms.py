@@ -16,9 +16,10 @@ ISSUE_CATEGORIES = {
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
     "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"), "clock": ("stuck", "vibrate"),
+    "lock": ("jam", "structure_detache"),
 }
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "button": 180, "clock": 180}
+                    "button": 180, "clock": 180, "lock": 60}
 ISSUE_STATES = {category: ("anomaly_free", *anomalies) for category, anomalies in ISSUE_CATEGORIES.items()}
 EVERY_STATE = [(category, state) for category, states in ISSUE_STATES.items() for state in states]
 
@@ -33,7 +34,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 36
+    assert len(EVERY_STATE) == 39
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -162,3 +163,13 @@ class TestFaultsChangeThePhysics:
         assert np.abs(np.diff(channels("clock", "vibrate", seed)["short"])).max() < 0.01
         assert (np.diff(channels("clock", "vibrate", seed)["long"]) < -0.01).mean() > 0.1
         assert (np.diff(channels("clock", "anomaly_free", seed)["long"]) > -0.01).all()
+
+    def test_lock(self, seed):
+        travelled = {state: [np.ptp(channels("lock", state, seed)[name]) for name in ("knob", "bolt")] for state in ISSUE_STATES["lock"]}
+        knob, bolt = travelled["anomaly_free"]
+        assert knob > 2.1 and bolt > 0.35
+        knob, bolt = travelled["jam"]
+        assert knob < 1.3 and bolt < 0.28
+        knob, bolt = travelled["structure_detache"]
+        assert knob > 2.1 and bolt < 0.28
+        assert channels("lock", "structure_detache", seed)["loose"][-1] == 1.0

@@ -17,6 +17,7 @@ ANOMALIES = {  # spelled as the anomaly folders of Phys-AD are
     "gear": {"stuck", "single", "double", "triple"}, "hinge": {"angle_limited", "falloff"}, "rubber_band": {"crack"},
     "servo": {"angle_limited", "centered_anomaly", "vibrate"}, "slide": {"ball_drop", "derailment", "jam"},
     "button": {"no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"}, "clock": {"stuck", "vibrate"},
+    "lock": {"jam", "structure_detache"},
 }
 
 GOOD = """\
