@@ -16,10 +16,10 @@ ISSUE_CATEGORIES = {
     "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
     "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
     "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"), "clock": ("stuck", "vibrate"),
-    "lock": ("jam", "structure_detache"),
+    "lock": ("jam", "structure_detache"), "usb": ("jam",), "screw": ("stripped", "unable_goin"),
 }
 PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
-                    "button": 180, "clock": 180, "lock": 60}
+                    "button": 180, "clock": 180, "lock": 60, "usb": 60, "screw": 180}
 ISSUE_STATES = {category: ("anomaly_free", *anomalies) for category, anomalies in ISSUE_CATEGORIES.items()}
 EVERY_STATE = [(category, state) for category, states in ISSUE_STATES.items() for state in states]
 
@@ -34,7 +34,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 39
+    assert len(EVERY_STATE) == 44
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -173,3 +173,18 @@ class TestFaultsChangeThePhysics:
         knob, bolt = travelled["structure_detache"]
         assert knob > 2.1 and bolt < 0.28
         assert channels("lock", "structure_detache", seed)["loose"][-1] == 1.0
+
+    def test_usb(self, seed):
+        swung = {state: np.ptp(channels("usb", state, seed)["cover"]) for state in ISSUE_STATES["usb"]}
+        assert swung["anomaly_free"] > 2.3
+        assert 0.2 < swung["jam"] < 1.25
+
+    def test_screw(self, seed):
+        travelled = {state: [np.ptp(channels("screw", state, seed)[name]) for name in ("depth", "head", "driver")] for state in ISSUE_STATES["screw"]}
+        assert all(driver > 5.5 for _, _, driver in travelled.values())
+        depth, head, driver = travelled["anomaly_free"]
+        assert depth > 0.19 and head == pytest.approx(driver)
+        depth, head, driver = travelled["stripped"]
+        assert depth < 0.1 and head == pytest.approx(driver)
+        depth, head, driver = travelled["unable_goin"]
+        assert depth < 0.1 and head < 0.3 * driver
