@@ -7,7 +7,7 @@ import pytest
 
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import simulate_clip
-from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, rotor, times
+from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, rotor, there_and_back, times
 
 pytestmark = pytest.mark.unit
 
@@ -101,6 +101,18 @@ def test_a_body_falls_by_half_g_t_squared_down_to_the_floor():
     fallen = free_fall(np.array([0.0, 0.5, 1.0, 9.0]), 0.5, 4.0, 1.5)
     assert fallen.tolist() == [0.0, 0.0, 0.5, 1.5]
     assert per_frame(np.arange(8)).tolist() == [0, 4]
+
+
+def test_a_gripper_goes_all_the_way_within_its_second_and_often_has_not_come_back():
+    instants = times(60)
+    last = []
+    for seed in range(40):
+        command, there = there_and_back(np.random.default_rng(seed), instants)
+        assert command[0] == pytest.approx(0.0, abs=0.01)
+        assert 0.3 <= there < 0.75
+        assert command[(instants > there) & (instants < there + 0.15)].min() == pytest.approx(1.0)
+        last.append(command[-1])
+    assert np.ptp(last) > 0.5
 
 
 @pytest.mark.parametrize("seed", range(8))

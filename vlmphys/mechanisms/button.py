@@ -14,7 +14,7 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
 ANOMALIES = ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight")
-PARTS = (Part("cap", "cap", 0.0, 1.0), Part("finger", "finger", -0.8, 1.0), Part("lamp", "lamp", 0.0, 1.0))
+PARTS = (Part("cap", "cap", 0.0, 1.0), Part("finger", "finger", -0.9, 1.0), Part("lamp", "lamp", 0.0, 1.0))
 CONTACT = 0.6
 DARK, LIT = np.array((62.0, 60.0, 66.0)), np.array((250.0, 226.0, 120.0))
 
@@ -22,11 +22,12 @@ DARK, LIT = np.array((62.0, 60.0, 66.0)), np.array((250.0, 226.0, 120.0))
 def presses(rng: np.random.Generator, instants: np.ndarray) -> tuple[np.ndarray, float, float]:
     """The finger's depth: away, to the cap, pressed, away again, without end and from any phase of it on.
 
-    Also the first instants, in seconds, at which it presses and at which it is let go after that; some half a second of both is seen.
+    Also the first instants, in seconds, at which it presses and at which it is let go after that; about half a second of both is seen.
     """
     seconds = len(instants) * (instants[1] - instants[0])
     while True:
-        away, touch, down, lift = rng.uniform(0.5, 0.9), rng.choice((0.0, 1.0)) * rng.uniform(0.2, 0.6), rng.uniform(0.55, 1.0), rng.uniform(0.12, 0.2)
+        away, down, lift = rng.uniform(0.5, 0.9), rng.uniform(0.55, 1.0), rng.uniform(0.12, 0.2)
+        touch = rng.uniform(0.2, 0.6) * (rng.random() < 0.5)
         high, lasting = rng.uniform(-0.9, -0.35), np.array([away, 0.12, touch, 0.12, down, lift])
         cycle = np.tile(lasting, 4)
         ends = np.cumsum(cycle) - rng.uniform(0.0, lasting.sum())
@@ -38,7 +39,7 @@ def presses(rng: np.random.Generator, instants: np.ndarray) -> tuple[np.ndarray,
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """Cap on a spring under the finger. Unpress: it is blocked; Unrebound_*: a catch holds it down for a time or for good; no_light, *_nolight: no current."""
+    """Cap on a spring under the finger. Unpress: it is blocked; Unrebound_*: a catch holds it, for a time or for good; *no*light: no current."""
     instants, seconds = times(frames), frames / FPS
     finger, pressed, released = presses(rng, instants)
     travel = rng.uniform(0.88, 1.0)

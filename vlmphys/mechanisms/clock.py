@@ -28,7 +28,8 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     shake = (active if state == "vibrate" else 1.0) * shaking(rng, instants, amplitude, 3.3, 4.2)
     start = rng.uniform(0, 2 * np.pi)
     return Trajectory(
-        {"long": per_frame(start + driven_angle + shake), "short": per_frame(rng.uniform(0, 2 * np.pi) + driven_angle / 12), "shake": per_frame(shake)},
+        {"long": per_frame(start + driven_angle + shake), "short": per_frame(rng.uniform(0, 2 * np.pi) + driven_angle / 12),
+         "shake": per_frame(shake)},
         {"turns_per_second": turns_per_second, "steps": steps, "step_hz": step_hz, "shake": amplitude}, span)
 
 
