@@ -26,8 +26,8 @@ def presses(rng: np.random.Generator, instants: np.ndarray) -> tuple[np.ndarray,
     """
     seconds = len(instants) * (instants[1] - instants[0])
     while True:
-        away, down, lift = rng.uniform(0.5, 0.9), rng.uniform(0.55, 1.0), rng.uniform(0.12, 0.2)
-        touch = rng.uniform(0.2, 0.6) * (rng.random() < 0.5)
+        away, down, lift = rng.uniform(0.6, 0.95), rng.uniform(0.5, 0.7), rng.uniform(0.12, 0.2)
+        touch = rng.uniform(0.2, 0.6) * (rng.random() < 0.7)
         high, lasting = rng.uniform(-0.9, -0.35), np.array([away, 0.12, touch, 0.12, down, lift])
         cycle = np.tile(lasting, 4)
         ends = np.cumsum(cycle) - rng.uniform(0.0, lasting.sum())
