@@ -8,21 +8,34 @@ import pytest
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import simulate_clip
 from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, motor_speed, per_frame, rotor, seized, strokes, times
+from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, rotor, there_and_back, times
 
 pytestmark = pytest.mark.unit
 
 ISSUE_CATEGORIES = {
-    "ball": ("leak", "unfull"), "car": ("all_wheel", "back_wheel", "front_wheel"), "caster_wheel": ("axis_stuck1", "axis_stuck2"),
-    "clip": ("unable_press", "unable_rebound"), "fan": ("stuck", "uneven", "vibrate"), "gear": ("double", "single", "stuck", "triple"),
-    "hinge": ("angle_limited", "falloff"), "liquid": ("foreign_obj", "leak"), "magnet": ("degaussing", "drop"),
-    "rolling_bearing": ("ball_stuck",), "rubber_band": ("crack",), "servo": ("angle_limited", "centered_anomaly", "vibrate"),
+    "ball": ("leak", "unfull"), "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"),
+    "car": ("all_wheel", "back_wheel", "front_wheel"), "caster_wheel": ("axis_stuck1", "axis_stuck2"),
+    "clip": ("unable_press", "unable_rebound"), "clock": ("stuck", "vibrate"), "fan": ("stuck", "uneven", "vibrate"),
+    "gear": ("double", "single", "stuck", "triple"), "hinge": ("angle_limited", "falloff"), "liquid": ("foreign_obj", "leak"),
+    "lock": ("jam", "structure_detache"), "magnet": ("degaussing", "drop"), "rolling_bearing": ("ball_stuck",), "rubber_band": ("crack",),
+    "screw": ("stripped", "unable_goin"), "servo": ("angle_limited", "centered_anomaly", "vibrate"),
     "slide": ("ball_drop", "derailment", "jam"), "spherical_bearing": ("jam",), "sticky_roller": ("falloff", "stuck"),
-    "toothpaste": ("leak",), "zipper": ("stuck", "unable_close")}
+    "toothpaste": ("leak",), "usb": ("jam",), "zipper": ("stuck", "unable_close")}
 PUBLISHED_FRAMES = {
-    "ball": 240, "car": 60, "caster_wheel": 180, "clip": 120, "fan": 180, "gear": 120, "hinge": 120, "liquid": 180, "magnet": 180,
-    "rolling_bearing": 60, "rubber_band": 180, "servo": 120, "slide": 120, "spherical_bearing": 60, "sticky_roller": 180,
-    "toothpaste": 180, "zipper": 120}
+    "ball": 240, "button": 180, "car": 60, "caster_wheel": 180, "clip": 120, "clock": 180, "fan": 180, "gear": 120, "hinge": 120,
+    "liquid": 180, "lock": 60, "magnet": 180, "rolling_bearing": 60, "rubber_band": 180, "screw": 180, "servo": 120, "slide": 120,
+    "spherical_bearing": 60, "sticky_roller": 180, "toothpaste": 180, "usb": 60, "zipper": 120}
 EVERY_STATE = [(category, state) for category, anomalies in ISSUE_CATEGORIES.items() for state in ("anomaly_free", *anomalies)]
+    "fan": ("stuck", "uneven", "vibrate"), "hinge": ("angle_limited", "falloff"), "slide": ("ball_drop", "derailment", "jam"),
+    "clip": ("unable_press", "unable_rebound"), "gear": ("stuck", "single", "double", "triple"),
+    "servo": ("angle_limited", "centered_anomaly", "vibrate"), "ball": ("leak", "unfull"), "rubber_band": ("crack",),
+    "button": ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"), "clock": ("stuck", "vibrate"),
+    "lock": ("jam", "structure_detache"), "usb": ("jam",), "screw": ("stripped", "unable_goin"),
+}
+PUBLISHED_FRAMES = {"fan": 180, "hinge": 120, "slide": 120, "clip": 120, "gear": 120, "servo": 120, "ball": 240, "rubber_band": 180,
+                    "button": 180, "clock": 180, "lock": 60, "usb": 60, "screw": 180}
+ISSUE_STATES = {category: ("anomaly_free", *anomalies) for category, anomalies in ISSUE_CATEGORIES.items()}
+EVERY_STATE = [(category, state) for category, states in ISSUE_STATES.items() for state in states]
 
 
 def channels(category: str, state: str, seed: int) -> dict[str, np.ndarray]:
@@ -35,7 +48,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
-    assert len(EVERY_STATE) == 53
+    assert len(EVERY_STATE) == 69
 
 
 @pytest.mark.parametrize(("category", "state"), EVERY_STATE)
@@ -132,6 +145,18 @@ def test_a_body_falls_by_half_g_t_squared_down_to_the_floor():
     fallen = free_fall(np.array([0.0, 0.5, 1.0, 9.0]), 0.5, 4.0, 1.5)
     assert fallen.tolist() == [0.0, 0.0, 0.5, 1.5]
     assert per_frame(np.arange(8)).tolist() == [0, 4]
+
+
+def test_a_gripper_goes_all_the_way_within_its_second_and_often_has_not_come_back():
+    instants = times(60)
+    last = []
+    for seed in range(40):
+        command, there = there_and_back(np.random.default_rng(seed), instants)
+        assert command[0] == pytest.approx(0.0, abs=0.01)
+        assert 0.3 <= there < 0.75
+        assert command[(instants > there) & (instants < there + 0.15)].min() == pytest.approx(1.0)
+        last.append(command[-1])
+    assert np.ptp(last) > 0.5
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -262,3 +287,48 @@ class TestFaultsChangeThePhysics:
                 share = still_share(truth[axis], fastest)
                 assert share > 0.5 if axis == held else share < 0.4
             assert np.ptp(truth["finger"]) > 0.15
+
+    def test_button(self, seed):
+        sound, dark, blocked, lit, lost = (channels("button", state, seed) for state in ISSUE_STATES["button"])
+        for clip in (sound, dark):
+            assert clip["cap"].max() > 0.85
+            assert clip["cap"][clip["finger"] < -0.2].min() < 0.1
+        assert sound["lamp"][sound["cap"] > 0.8].max() > 0.9
+        assert dark["lamp"].max() == lost["lamp"].max() == blocked["lamp"].max() == 0.0
+        assert blocked["cap"].max() <= 0.1
+        for clip in (lit, lost):
+            assert (clip["cap"][clip["finger"] < -0.2] > 0.65).sum() >= 15
+        assert lit["lamp"][(lit["cap"] > 0.65) & (lit["finger"] < -0.2)].min() > 0.5
+
+    def test_clock(self, seed):
+        steps = {state: np.diff(channels("clock", state, seed)["long"][::22]) for state in ISSUE_STATES["clock"]}
+        assert steps["anomaly_free"].min() > 0.12
+        assert (np.abs(steps["stuck"]) < 0.01).sum() >= 2
+        assert np.abs(np.diff(channels("clock", "vibrate", seed)["short"])).max() < 0.01
+        assert (np.diff(channels("clock", "vibrate", seed)["long"]) < -0.01).mean() > 0.1
+        assert (np.diff(channels("clock", "anomaly_free", seed)["long"]) > -0.01).all()
+
+    def test_lock(self, seed):
+        travelled = {state: [np.ptp(channels("lock", state, seed)[name]) for name in ("knob", "bolt")] for state in ISSUE_STATES["lock"]}
+        knob, bolt = travelled["anomaly_free"]
+        assert knob > 2.1 and bolt > 0.35
+        knob, bolt = travelled["jam"]
+        assert knob < 1.3 and bolt < 0.28
+        knob, bolt = travelled["structure_detache"]
+        assert knob > 2.1 and bolt < 0.28
+        assert channels("lock", "structure_detache", seed)["loose"][-1] == 1.0
+
+    def test_usb(self, seed):
+        swung = {state: np.ptp(channels("usb", state, seed)["cover"]) for state in ISSUE_STATES["usb"]}
+        assert swung["anomaly_free"] > 2.3
+        assert 0.2 < swung["jam"] < 1.25
+
+    def test_screw(self, seed):
+        travelled = {state: [np.ptp(channels("screw", state, seed)[name]) for name in ("depth", "head", "driver")] for state in ISSUE_STATES["screw"]}
+        assert all(driver > 5.5 for _, _, driver in travelled.values())
+        depth, head, driver = travelled["anomaly_free"]
+        assert depth > 0.19 and head == pytest.approx(driver)
+        depth, head, driver = travelled["stripped"]
+        assert depth < 0.1 and head == pytest.approx(driver)
+        depth, head, driver = travelled["unable_goin"]
+        assert depth < 0.1 and head < 0.3 * driver

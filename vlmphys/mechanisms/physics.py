@@ -126,3 +126,17 @@ def within(instants: np.ndarray, span: tuple[float, float] | None) -> np.ndarray
     if span is None:
         return np.zeros(len(instants))
     return ((instants >= span[0]) & (instants <= span[1])).astype(float)
+
+
+def there_and_back(rng: np.random.Generator, instants: np.ndarray) -> tuple[np.ndarray, float]:
+    """A gripper's share of its way, 0 to 1, in a clip of one second: after a delay to the full way, maybe with a rest on it, and back.
+
+    The clip may end while it rests there or on the way back. Also the instant, in seconds, at which the full way is reached.
+    """
+    delay, stroke, rest = rng.uniform(0.0, 0.16), rng.uniform(0.3, 0.45), rng.uniform(0.04, 0.12) * (rng.random() < 0.4)
+    halt, dwell, back = rng.uniform(0.3, 0.6), rng.uniform(0.16, 0.3), rng.uniform(0.3, 0.5)
+    first, there = delay + stroke * halt, delay + stroke + rest
+    left, end = there + dwell, rng.uniform(0.0, 0.4)
+    if rest == 0.0:
+        return eased(instants, [delay, there, left, left + back], [0.0, 1.0, 1.0, end]), there
+    return eased(instants, [delay, first, first + rest, there, left, left + back], [0.0, halt, halt, 1.0, 1.0, end]), there
