@@ -50,9 +50,9 @@ def linear_probe(columns: int) -> Pipeline:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
 
 
-def forest(seed: int) -> ExtraTreesClassifier:
+def forest(seed: int, trees: int = 150) -> ExtraTreesClassifier:
     """A forest for trajectory statistics: no scale to choose, and thresholds on single quantities, as a fault sets them."""
-    return ExtraTreesClassifier(n_estimators=150, max_features=0.3, random_state=seed, n_jobs=1)
+    return ExtraTreesClassifier(n_estimators=trees, max_features=0.3, random_state=seed, n_jobs=1)
 
 
 def out_of_fold_auroc(features_ND: np.ndarray, states_N: list[str], model: Callable[[], object], seed: int = 0, repeats: int = REPEATS) -> Separation:
