@@ -6,8 +6,8 @@ bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `trai
 `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside it `validation`, `signals`, `timing`, `flops`,
 `turn_gradients`, `tracking`, `checkpoint`, `runs`, and what lies below `engine`: `deepspeed_parts`, `compiling`, `out_of_memory`. After
 it: `inference`, `predict`, `predictions`, `metrics`, `scoring`, `report` (`tables`, `charts`), `export` (`card`). Before it: `plan`
-(`cases`, `memory`, `duration`), `doctor`; both and `export` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`; what
-it gives away: `cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
+(`cases`, `memory`, `duration`), `doctor`; both and `export` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`,
+`preview`; what it gives away: `cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
 """
 
 __version__ = "0.1.0"
