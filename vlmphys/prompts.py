@@ -7,7 +7,7 @@ for all of it in one answer, `no_physics` for the verdict alone. All text before
 from __future__ import annotations
 
 import re
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 from vlmphys.priors import KINDS, PARTS, Prior
 from vlmphys.records import Variant, Verdict, label_of, sha256_text, stable_int
@@ -42,6 +42,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 
 VERDICT_WORDS = {Verdict.NORMAL: "Normal", Verdict.ANOMALOUS: "Anomalous"}
 VERDICT_LEAD = "Verdict:"
+REASON = "reason"                   # beside the question keys: what a state's explanations are chosen by
 VERDICT_FORM = VERDICT_LEAD + " {verdict}. Reason: {reason}"
 
 USER, ASSISTANT, VIDEO = "USER:", "ASSISTANT:", "<video>"
@@ -98,13 +99,25 @@ def dialogue_text(prior: Prior, state: str, variant: Variant | str, seed_key: st
     the state picks nothing but the reason, which stands after the verdict. `verdict_override` writes the other verdict before the same
     reason. Raises ValueError for a state without texts.
     """
-    variant = Variant(variant)
-    reasons = prior.texts_of(state).explanations
-    verdict = verdict_answer(verdict_override or true_verdict(state), reasons[stable_int("reason", seed_key) % len(reasons)])
+    def chosen(key: str, texts: Sequence[str]) -> str:
+        if key == REASON:
+            return texts[stable_int("reason", seed_key) % len(texts)]
+        return texts[stable_int("question", key, seed_key) % len(texts) if paraphrased else 0]
+
+    return _turns(prior, state, Variant(variant), chosen, verdict_override or true_verdict(state))
+
+
+def longest_dialogue(prior: Prior, state: str, variant: Variant | str, length: Callable[[str], int]) -> list[Turn]:
+    """The turns of a state's dialogue with the longest paraphrase and reason of each list, by `length` (tokens, say)."""
+    return _turns(prior, state, Variant(variant), lambda key, texts: max(texts, key=length), true_verdict(state))
+
+
+def _turns(prior: Prior, state: str, variant: Variant, chosen: Callable[[str, Sequence[str]], str], given: Verdict) -> list[Turn]:
+    """A dialogue whose texts `chosen` picks, from the paraphrases of each question key and from the state's reasons."""
+    verdict = verdict_answer(given, chosen(REASON, prior.texts_of(state).explanations))
 
     def asked(key: str) -> str:
-        questions = questions_of(prior, key)
-        return questions[stable_int("question", key, seed_key) % len(questions) if paraphrased else 0]
+        return chosen(key, questions_of(prior, key))
 
     if variant is Variant.NO_PHYSICS:
         return [Turn(asked("verdict"), verdict)]

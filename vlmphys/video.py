@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 FRAME_RULES = ("official", "hf")
+PAIRS = "pairs"     # for measuring motion; no model reads frames this way
 READERS = ("auto", "pyav", "decord")
 # In these codecs one packet of a file is one shown frame, so that packets count frames without decoding them. Elsewhere
 # (VP8's hidden frames, packed MPEG-4 in AVI) all frames are decoded once more, only to be counted.
@@ -44,16 +45,22 @@ def frame_indices(n_frames: int, frames: int, rule: str) -> np.ndarray:
     """Which frames of `n_frames` are read, ascending, int32 (T).
 
     `official` (Video-LLaVA's own code): evenly from the first to the last. `hf` (the Hugging Face examples): steps of
-    n_frames / frames from the first, never the last. Raises VideoError where the clip has fewer frames than wanted.
+    n_frames / frames from the first, never the last. `pairs`: neighbours, two and two, evenly from the first two to the last two.
+    Raises VideoError where the clip has fewer frames than wanted.
     """
     if frames < 1:
         raise ValueError(f"frames: {frames} was given, at least 1 is needed")
-    if rule not in FRAME_RULES:
+    if rule == PAIRS and frames % 2:
+        raise ValueError(f"frames: {frames} was given, pairs need an even number")
+    if rule not in (*FRAME_RULES, PAIRS):
         raise ValueError(f"frame rule {rule!r}: must be one of {', '.join(FRAME_RULES)}")
     if n_frames < frames:
         raise VideoError(f"has {n_frames} frame(s), {frames} are wanted")
     if rule == "official":
         return np.linspace(0, n_frames - 1, frames).astype(np.int32)
+    if rule == PAIRS:
+        first = np.linspace(0, n_frames - 2, frames // 2).astype(np.int32)
+        return np.stack([first, first + 1], axis=1).reshape(-1)
     # The cut guards against one element too many, which arange gives for steps that are not exact in binary.
     return np.arange(0, n_frames, n_frames / frames).astype(np.int32)[:frames]
 

@@ -107,6 +107,16 @@ def test_frame_rules():
     assert frame_indices(60, 8, "official")[-1] == 59 and frame_indices(60, 8, "hf")[-1] == 52
 
 
+@pytest.mark.parametrize("n_frames", [14, 15, 60, 240])
+def test_pairs_are_neighbours_from_the_first_two_to_the_last_two(n_frames):
+    pairs = frame_indices(n_frames, 14, "pairs").reshape(7, 2)
+    assert (pairs[:, 1] == pairs[:, 0] + 1).all() and (np.diff(pairs.reshape(-1)) > 0).all()
+    assert pairs[0].tolist() == [0, 1] and pairs[-1].tolist() == [n_frames - 2, n_frames - 1]
+    assert abs(pairs[3].mean() - (n_frames - 1) / 2) <= 0.5
+    with pytest.raises(ValueError, match="13 was given, pairs need an even number"):
+        frame_indices(n_frames, 13, "pairs")
+
+
 def bad_file(folder: Path, kind: str) -> Path:
     path = folder / "bad.mp4"
     if kind == "absent":

@@ -1,0 +1,198 @@
+"""How well trivial cues separate normal from anomalous clips: colour, one frame's pixels, length, file size, amount of motion.
+
+    python tests/bench/leak_audit.py --videos videos --json leaks.json
+
+Works on any folder in the layout, Phys-AD's own too. Each figure is an out-of-fold AUROC (vlmphys/probing.py): .5 says that the cue knows
+nothing. Normal clips are those of train and of test/anomaly_free. Clips that cannot be read are listed and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vlmphys.cues import CUES, FILE_CUES, MOTION_CUES, STILL_CUES, ClipCues, measure_clip
+from vlmphys.files import json_bytes, write_atomic
+from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
+from vlmphys.probing import Separation, chance_error, linear_probe, out_of_fold_auroc
+from vlmphys.records import nearest
+from vlmphys.workers import Lost, run_in_order
+
+SHORTCUTS = (*STILL_CUES, *FILE_CUES)
+SOLVED, MEAN_LIMIT = 0.80, 0.65
+READER_LIMIT_SECONDS = 120.0
+
+
+def chosen(clips: list[Clip], wanted: str | None) -> list[Clip]:
+    """The clips of the wanted categories (comma-separated; all where None). Raises ValueError for one that the folder does not hold."""
+    if wanted is None:
+        return clips
+    names, known = [name.strip() for name in wanted.split(",") if name.strip()], sorted({clip.category for clip in clips})
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        named = "; ".join(f"{name!r}{nearest(name, known)}" for name in unknown) or "none"
+        raise ValueError(f"--categories names {named}: the folder holds {', '.join(known)}")
+    return [clip for clip in clips if clip.category in names]
+
+
+def measure(clips: list[Clip], workers: int) -> tuple[dict[str, ClipCues], list[str]]:
+    """Cues by clip id, and a sentence for each clip that cannot be read."""
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    cues, unreadable = {}, []
+    with bar:
+        task = bar.add_task("measure clips", total=len(clips))
+        results = run_in_order(measure_clip, [str(clip.path) for clip in clips], workers, READER_LIMIT_SECONDS, retry=lambda path: None)
+        for clip, result in zip(clips, results):
+            bar.advance(task)
+            if isinstance(result, ClipCues):
+                cues[clip.clip_id] = result
+            else:
+                unreadable.append(f"{clip.clip_id}: {result.reason if isinstance(result, Lost) else result}")
+    return cues, unreadable
+
+
+def separations(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict[str, Separation]:
+    """The AUROC of each cue over these clips, normal against anomalous."""
+    states, found = [clip.state for clip in clips], {}
+    for name in CUES:
+        features_ND = np.stack([cues[clip.clip_id].values[name] for clip in clips])
+        found[name] = out_of_fold_auroc(features_ND, states, partial(linear_probe, features_ND.shape[1]), seed)
+    return found
+
+
+def audit(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict[str, dict]:
+    """By category: counts, the cues' AUROCs (None with a reason where a class is missing), and the same for each anomaly folder alone."""
+    read = [clip for clip in clips if clip.clip_id in cues]
+    categories = sorted({clip.category for clip in read})
+    result = {}
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    with bar:
+        for category in bar.track(categories, description="fit probes"):
+            own = [clip for clip in read if clip.category == category]
+            counts = Counter(clip.state for clip in own)
+            row = _row(own, cues, seed)
+            row["anomalies"] = {state: _row([clip for clip in own if clip.state in (state, NORMAL_STATE)], cues, seed)
+                                for state in sorted(counts) if state != NORMAL_STATE}
+            result[category] = row
+    return result
+
+
+def _row(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict:
+    anomalous = sum(clip.label for clip in clips)
+    found = separations(clips, cues, seed)
+    reason = next((one.reason for one in found.values() if one.auroc is None), "")
+    error = chance_error(len(clips) - anomalous, anomalous) if not reason else None
+    return {"normal": len(clips) - anomalous, "anomalous": anomalous, "chance_error": error, "reason": reason,
+            "auroc": {name: one.auroc for name, one in found.items()}}
+
+
+def conclusions(result: dict[str, dict]) -> dict[str, list]:
+    """What is above the limits: categories a shortcut solves, faults a still shows, cues whose mean is too high (shortcuts, motion cues)."""
+    solved = [(category, cue, row["auroc"][cue]) for category, row in result.items() for cue in SHORTCUTS if (row["auroc"][cue] or 0) > SOLVED]
+    stills = [(f"{category}/{state}", cue, row["auroc"][cue]) for category, entry in result.items() for state, row in entry["anomalies"].items()
+              for cue in STILL_CUES if (row["auroc"][cue] or 0) > SOLVED]
+    means = [(cue, value) for cue, value in cue_means(result).items() if value > MEAN_LIMIT]
+    return {"solved": solved, "stills": stills, "means": [pair for pair in means if pair[0] in SHORTCUTS],
+            "motion_means": [pair for pair in means if pair[0] in MOTION_CUES]}
+
+
+def cue_means(result: dict[str, dict]) -> dict[str, float]:
+    """The mean of each cue over the categories that have both classes; nothing where there is none."""
+    rows = [row["auroc"] for row in result.values() if not row["reason"]]
+    return {cue: statistics.fmean(row[cue] for row in rows) for cue in CUES} if rows else {}
+
+
+def show(result: dict[str, dict], console: Console) -> None:
+    """Two tables (categories, anomaly folders) and the sentences below them."""
+    categories = _table("category")
+    for category, row in result.items():
+        if row["reason"]:
+            console.print(f"{category}: no figure, {row['reason']}", markup=False, soft_wrap=True)
+            continue
+        categories.add_row(category, *_cells(row), end_section=category == list(result)[-1])
+    means = cue_means(result)
+    if not means:
+        console.print("no category has two clips of each class: nothing to separate", soft_wrap=True)
+        return
+    categories.add_row("mean", "", "", *(_figure(means[cue], MEAN_LIMIT) for cue in CUES))
+    console.print(categories)
+    folders = _table("category/anomaly")
+    for category, entry in result.items():
+        for state, row in entry["anomalies"].items():
+            if not row["reason"]:
+                folders.add_row(f"{category}/{state}", *_cells(row))
+    console.print(folders)
+    _show_conclusions(conclusions(result), console)
+
+
+def _table(first: str) -> Table:
+    table = Table(first, "clips", "chance", title="out-of-fold AUROC, normal against anomalous", caption="chance: .5 and twice the standard "
+                  "error of a cue that knows nothing; frame difference and optical flow are motion cues, no shortcuts")
+    for cue in CUES:
+        table.add_column(cue, justify="right")
+    return table
+
+
+def _cells(row: dict) -> list[str]:
+    return [f"{row['normal']}+{row['anomalous']}", f".5 ± {2 * row['chance_error']:.2f}", *(_figure(row["auroc"][cue], SOLVED) for cue in CUES)]
+
+
+def _figure(value: float, limit: float) -> str:
+    return f"[bold red]{value:.2f}[/]" if value > limit else f"{value:.2f}"
+
+
+def _show_conclusions(found: dict[str, list], console: Console) -> None:
+    listed = {"solved": f"categories that a shortcut solves (above {SOLVED:.2f})",
+              "stills": f"faults that one still shows (above {SOLVED:.2f}): rightly so where a part is gone, broken or spilt",
+              "means": f"shortcuts whose mean over categories is above {MEAN_LIMIT:.2f}",
+              "motion_means": f"motion cues whose mean over categories is above {MEAN_LIMIT:.2f} (no shortcuts, the amount of motion)"}
+    for key, title in listed.items():
+        entries = "; ".join(f"{entry[0]} {entry[-1]:.2f}" if len(entry) == 2 else f"{entry[0]} by {entry[1]} {entry[2]:.2f}" for entry in found[key])
+        console.print(f"{title}: {entries or 'none'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds")
+    parser.add_argument("--categories", help="comma-separated names; None: all")
+    parser.add_argument("--json", type=Path, help="write all figures there too")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read clips; 0: none but this one")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False)
+    try:
+        if options.workers < 0:
+            raise ValueError(f"--workers is {options.workers}: 0 or more is needed")
+        if options.json is not None and not options.json.absolute().parent.is_dir():
+            raise ValueError(f"--json {options.json}: its folder does not exist; make it first")
+        clips = chosen(scan_videos(options.videos), options.categories)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    cues, unreadable = measure(clips, options.workers)
+    for sentence in unreadable[:20]:
+        console.print(f"left out: {sentence}", markup=False, soft_wrap=True)
+    if len(unreadable) > 20:
+        console.print(f"left out: {len(unreadable) - 20} more clips that cannot be read")
+    if not cues:
+        print(f"error: none of the {len(clips)} clips of {options.videos} can be read", file=sys.stderr)
+        return 2
+    result = audit(clips, cues, options.seed)
+    show(result, console)
+    if options.json is not None:
+        write_atomic(options.json, json_bytes({"seed": options.seed, "unreadable": unreadable, "categories": result, "means": cue_means(result),
+                                               "above_limits": conclusions(result)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

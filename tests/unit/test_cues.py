@@ -1,0 +1,97 @@
+"""Trivial cues and the audit that prints them: measured as said, planted leaks listed, a fair bench passed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from clip_files import encode_clip
+
+from vlmphys.cues import CUES, PICTURE_CUES, ClipCues, frame_cues, measure_clip
+from vlmphys.layout import scan_videos
+from vlmphys.video import VideoError
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def leak_audit(repository):
+    spec = importlib.util.spec_from_file_location("leak_audit", repository / "tests/bench/leak_audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def square_at(column: int) -> np.ndarray:
+    frame_HWC = np.full((128, 128, 3), 40, np.uint8)
+    frame_HWC[40:90, column:column + 50] = np.random.default_rng(0).integers(60, 250, (10, 10, 1)).repeat(5, 0).repeat(5, 1)
+    return frame_HWC
+
+
+def test_motion_cues_grow_with_motion_and_stills_do_not_care():
+    still = frame_cues(np.stack([square_at(20)] * 14))
+    slow, fast = (frame_cues(np.stack([square_at(20 + step * index) for index in range(14)])) for step in (1, 4))
+    assert still["frame difference"] == 0 and still["optical flow"] < 0.01
+    assert still["frame difference"] < slow["frame difference"] < fast["frame difference"]
+    assert still["optical flow"] < slow["optical flow"] < fast["optical flow"]
+    assert (still["first frame"] == fast["first frame"]).all() and (still["last frame"] != fast["last frame"]).any()
+    assert all(slow[name].shape == (16 * 16 * 3,) for name in PICTURE_CUES)
+
+
+def test_cues_of_a_file(tmp_path):
+    path = encode_clip(tmp_path / "a.mp4", frames=20)
+    cues = measure_clip(path).values
+    assert list(cues) != [] and set(cues) == set(CUES)
+    assert cues["length"] == 20 and cues["file size"] == path.stat().st_size
+    assert cues["mean colour"].shape == (3,)
+    (tmp_path / "b.mp4").write_bytes(b"no video")
+    assert isinstance(measure_clip(tmp_path / "b.mp4"), VideoError)
+    assert "has 9 frame(s), 14 are wanted" in str(measure_clip(encode_clip(tmp_path / "c.mp4", frames=9)))
+
+
+def bench(tmp_path, states: dict[str, tuple[str, ...]], clips: int = 10):
+    """Names of clips alone: the files are empty, and their cues are made up."""
+    for category, anomalies in states.items():
+        for place in ("train", "test/anomaly_free", *(f"test/{state}" for state in anomalies)):
+            (tmp_path / category / place).mkdir(parents=True)
+            for number in range(clips):
+                (tmp_path / category / place / f"{number:04d}.mp4").touch()
+    return scan_videos(tmp_path)
+
+
+def test_the_audit_names_the_planted_leaks_and_nothing_else(tmp_path, leak_audit):
+    clips = bench(tmp_path, {"fan": ("stuck", "bent"), "lamp": ("dark",), "usb": ()})
+    generator = np.random.default_rng(0)
+    cues = {clip.clip_id: ClipCues({name: generator.normal(0, 1, 768 if name in PICTURE_CUES else 1) for name in CUES}) for clip in clips}
+    for clip in clips:
+        if clip.state == "bent":
+            cues[clip.clip_id].values["last frame"][:60] += 3
+        if clip.category == "lamp" and clip.label:
+            cues[clip.clip_id].values["file size"] += 9
+    result = leak_audit.audit(clips, cues, seed=0)
+    found = leak_audit.conclusions(result)
+    assert [(category, cue) for category, cue, _ in found["solved"]] == [("lamp", "file size")]
+    assert [(folder, cue) for folder, cue, _ in found["stills"]] == [("fan/bent", "last frame")]
+    assert [cue for cue, _ in found["means"]] == ["file size"] and found["motion_means"] == []
+    assert result["usb"]["reason"].startswith("20 normal and 0 anomalous") and set(result["usb"]["auroc"].values()) == {None}
+    assert (result["fan"]["normal"], result["fan"]["anomalous"]) == (20, 20)
+
+
+def test_the_command_reads_files_and_writes_its_figures(tmp_path, leak_audit, capsys):
+    for state, height in (("train", 48), ("test/anomaly_free", 48), ("test/stuck", 64)):
+        for number in range(3):
+            encode_clip(tmp_path / "videos/fan" / state / f"{number}.mp4", 20 if height == 48 else 26, height, 64, seed=number)
+    (tmp_path / "videos/fan/train/bad.mp4").write_bytes(b"")
+    arguments = ["--videos", str(tmp_path / "videos"), "--workers", "0"]
+    assert leak_audit.main([*arguments, "--json", str(tmp_path / "leaks.json")]) == 0
+    written = json.loads((tmp_path / "leaks.json").read_text())
+    assert written["categories"]["fan"]["auroc"]["length"] == 1.0
+    assert written["unreadable"] == ["fan/train/bad: is empty (0 bytes)"]
+    out = capsys.readouterr().out
+    assert "categories that a shortcut solves (above 0.80): " in out and "fan by length 1.00" in out
+    for bad, message in ((["--categories", "fann"], "'fann' (did you mean 'fan'?)"), (["--workers", "-1"], "--workers is -1"),
+                         (["--json", str(tmp_path / "none" / "x.json")], "its folder does not exist")):
+        assert leak_audit.main([*arguments, *bad]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""The oracle on made-up trajectories: a fault that motion shows is found, one too fast for 8 frames is named, no fault gives a half."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+from vlmphys import probing
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(scope="module")
+def oracle(repository):
+    spec = importlib.util.spec_from_file_location("oracle", repository / "tests/bench/oracle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.forest, module.REPEATS = partial(probing.forest, trees=20), 1
+    return module
+
+
+def write_bench(root, category: str, path_of, states=("stuck",), clips: int = 6):
+    """Empty videos with a truth beside each: `path_of(generator, state)` gives the channels."""
+    generator = np.random.default_rng(0)
+    for place in ("train", "test/anomaly_free", *(f"test/{state}" for state in states)):
+        folder = root / category / place
+        folder.mkdir(parents=True)
+        for number in range(clips):
+            (folder / f"{number}.mp4").touch()
+            channels = path_of(generator, place.rpartition("/")[2])
+            (folder / f"{number}.json").write_text(json.dumps({"trajectory": {name: values.tolist() for name, values in channels.items()}}))
+
+
+def swing(generator, state):
+    reach = generator.uniform(0.8, 1.0) * (0.4 if state == "stuck" else 1.0)
+    return {"arm": reach * np.sin(np.linspace(0, np.pi, 120)), "other": np.full(120, generator.normal())}
+
+
+def twitch(generator, state):
+    """The arm jumps aside for two frames, between those that 8 or 16 samples would show."""
+    path = np.full(120, generator.normal(0, 0.01))
+    if state == "stuck":
+        path[21:23] += 1.0
+    return {"arm": path}
+
+
+def nothing(generator, state):
+    return {"arm": generator.uniform(0.8, 1.0) * np.sin(np.linspace(0, np.pi, 120))}
+
+
+def run(oracle, root, capsys, *more):
+    status = oracle.main(["--videos", str(root), *more])
+    written = capsys.readouterr()
+    return status, written.out, written.err
+
+
+def test_it_finds_what_moves_and_names_what_8_frames_cannot_show(tmp_path, oracle, capsys):
+    write_bench(tmp_path / "v", "swing", swing)
+    write_bench(tmp_path / "v", "twitch", twitch)
+    write_bench(tmp_path / "v", "nothing", nothing)
+    status, out, _ = run(oracle, tmp_path / "v", capsys, "--json", str(tmp_path / "o.json"))
+    assert status == 0
+    found = json.loads((tmp_path / "o.json").read_text())
+    areas = {category: row["auroc"] for category, row in found["categories"].items()}
+    assert areas["swing"]["true"] == areas["swing"]["8"] == 1.0
+    assert areas["twitch"]["true"] == 1.0 and areas["twitch"]["8"] < 0.8
+    assert 0.15 < areas["nothing"]["true"] < 0.8
+    assert len(found["aliased"]) >= 1 and any(sentence.startswith("twitch: 8 frames") for sentence in found["aliased"])
+    assert not any(sentence.startswith("swing") for sentence in found["aliased"])
+    assert "below 0.99 with the true motion: nothing" in out
+
+
+def test_aliasing_is_judged_by_the_loss(oracle):
+    row = {0: 1.0, 4: 0.7, 8: 0.9, 16: 0.97, 32: 0.985}
+    assert oracle.aliased({"fan": {"auroc": row}}) == ["fan: 8 frames (0.900) do not show what the true motion does (1.000), 32 frames (0.985) do"]
+    assert oracle.aliased({"fan": {"auroc": row | {8: 0.985}}}) == []
+    assert oracle.aliased({"fan": {"auroc": row | {32: 0.9}}})[0].endswith("32 frames do not either")
+
+
+def test_turning_parts_come_from_the_mechanism(oracle):
+    assert oracle.turning_channels("fan") == {"blade"} and oracle.turning_channels("slide") == frozenset() == oracle.turning_channels("unknown")
+
+
+def test_what_is_no_bench_is_refused_in_one_sentence(tmp_path, oracle, capsys):
+    write_bench(tmp_path / "v", "swing", swing, clips=2)
+    assert run(oracle, tmp_path / "v", capsys, "--grain", "-1")[::2] == (2, "error: --grain is -1.0: 0 or more and below 1 is needed\n")
+    truth = tmp_path / "v/swing/train/0.json"
+    truth.write_text('{"trajectory": {"arm": [1, 2], "other": [1]}}')
+    assert "its channels differ in length" in run(oracle, tmp_path / "v", capsys)[2]
+    truth.write_text('{"trajectory": {"arm": [1, 2, 3]}}')
+    assert "hold different channels" in run(oracle, tmp_path / "v", capsys)[2]
+    truth.unlink()
+    status, _, error = run(oracle, tmp_path / "v", capsys)
+    assert status == 2 and "0.json: no such file; the oracle reads benches that data_prep/simulate.py wrote" in error
