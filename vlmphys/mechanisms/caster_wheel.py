@@ -49,7 +49,7 @@ def tread(canvas: Canvas, x: float, y: float, swivel: float, wheel: float, half_
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:
-    """The gripper's jaws and the plate below, the fork about its stem, the wheel at its trail, the motor on its axle, the finger at the fork's end."""
+    """The gripper's jaws and the plate below, the fork about its stem, the wheel with its motor, the finger at the fork's end."""
     swivel, wide = values["swivel"], 0.21 * look.proportion
     for side in (-1, 1):
         canvas.box(side * 0.9, 0, 0.16, 0.24, "grip", 0.7)
