@@ -7,10 +7,11 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<EOF
-usage: bash launch/quickstart.sh [--videos DIR] [--variants multi_turn,single_turn,no_physics] [--clips-per-state N]
-                                 [--per-anomaly N] [--priors DIR] [--epochs N | --max-steps N] [--appearance physad|wild] [--seed N]
+usage: bash launch/quickstart.sh [--videos DIR | --categories fan,gear|all] [--variants multi_turn,single_turn,no_physics]
+                                 [--clips-per-state N] [--per-anomaly N] [--priors DIR] [--epochs N | --max-steps N] [--appearance physad|wild] [--seed N]
                                  [--out runs/quickstart]
   --videos DIR          your own clips in the Phys-AD layout instead of simulated ones
+  --categories LIST     simulated mechanisms, or 'all' of them     [$categories]
   --clips-per-state N   simulated clips in each test folder; the train folder gets twice as many   [$clips]
   --per-anomaly N       anomalous clips of each class that go from test to train    [simulated: two thirds of --clips-per-state;
                         with --videos: the published number of each class]
@@ -22,14 +23,16 @@ Relative paths start at the root of the repository. A second run skips what is d
 EOF
 }
 
-videos="" variants="multi_turn,single_turn,no_physics" clips=30 per_anomaly="" priors="" epochs="" steps="" appearance=physad seed=0 out=runs/quickstart
+# A first look must not take long: eight of the mechanisms, one or more for each kind of motion.
+some=ball,clip,fan,gear,hinge,rubber_band,servo,slide
+videos="" variants="multi_turn,single_turn,no_physics" categories="$some" clips=30 per_anomaly="" priors="" epochs="" steps="" appearance=physad seed=0 out=runs/quickstart
 while [ $# -gt 0 ]; do
     case "$1" in
         -h|--help) usage; exit 0 ;;
-        --videos|--variants|--clips-per-state|--per-anomaly|--priors|--epochs|--max-steps|--appearance|--seed|--out)
+        --videos|--categories|--variants|--clips-per-state|--per-anomaly|--priors|--epochs|--max-steps|--appearance|--seed|--out)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case "$1" in
-                --videos) videos="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;;
+                --videos) videos="$2" ;; --categories) categories="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;;
                 --epochs) epochs="$2" ;; --max-steps) steps="$2" ;; --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
             esac; shift 2 ;;
         *) usage >&2; fail "unknown option $1" ;;
@@ -50,13 +53,14 @@ case "$appearance" in physad|wild) ;; *) fail "unknown appearance '$appearance':
 [ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
 
 ensure_environment
-claim_out "$out" "videos=${videos:-simulated} clips-per-state=$clips per-anomaly=${per_anomaly:-published} priors=${priors:-builtin} appearance=$appearance seed=$seed max-steps=${steps:-recipe}${epochs:+ epochs=$epochs}"
+[ "$categories" = "$some" ] && chosen="" || chosen=" categories=$categories"
+claim_out "$out" "videos=${videos:-simulated}$chosen clips-per-state=$clips per-anomaly=${per_anomaly:-published} priors=${priors:-builtin} appearance=$appearance seed=$seed max-steps=${steps:-recipe}${epochs:+ epochs=$epochs}"
 marks="$out/done"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 if [ -z "$videos" ]; then
     videos="$out/videos"
     stage "$marks/simulate" "simulating clips" "" \
-        python data_prep/simulate.py --out "$videos" --clips-per-state "$clips" --size 112 --seed "$seed" --appearance "$appearance"
+        python data_prep/simulate.py --out "$videos" --categories "$categories" --clips-per-state "$clips" --size 112 --seed "$seed" --appearance "$appearance"
     input="$marks/simulate"
 else
     input="$out/videos.list"

@@ -9,6 +9,7 @@ from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import simulate_clip
 from vlmphys.mechanisms.physics import (FPS, driven, eased, free_fall, motor_speed, per_frame, rotor, seized, strokes, there_and_back,
                                         times)
+from vlmphys.pretrain.pool import MAX_PARTS
 
 pytestmark = pytest.mark.unit
 
@@ -38,6 +39,7 @@ def test_categories_faults_and_lengths_are_the_published_ones():
         mechanism = load_mechanism(category)
         assert sorted(mechanism.ANOMALIES) == sorted(anomalies)
         assert mechanism.FRAMES == PUBLISHED_FRAMES[category]
+        assert 1 <= len(mechanism.PARTS) <= MAX_PARTS
     assert len(EVERY_STATE) == 69
 
 

@@ -4,7 +4,7 @@ A mechanism is a module named as its Phys-AD category. To add one, write a modul
 
     FRAMES      clip length in frames at 60 fps, as published
     ANOMALIES   names of its anomaly folders
-    PARTS       what moves: `Part` entries that name the channels of the trajectory
+    PARTS       what moves, at most six: `Part` entries that name the channels of the trajectory by which the motion is read
     simulate(rng, state, frames) -> Trajectory
     draw(canvas, values, look)
 

@@ -10,9 +10,8 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
 ANOMALIES = ("foreign_obj", "leak")
-PARTS = (Part("vessel", "tilt", -0.5, 0.5), Part("gripper", "vessel_x", -0.2, 0.2), Part("surface", "slope", -0.8, 0.8),
-         Part("level", "level", 0.0, 0.7), Part("basin", "basin", 0.0, 0.4),
-         Part("body along", "body_u", -0.45, 0.45), Part("body up", "body_v", 0.0, 1.7))
+PARTS = (Part("vessel", "tilt", -0.5, 0.5), Part("surface", "slope", -0.8, 0.8), Part("level", "level", 0.0, 0.7),
+         Part("basin", "basin", 0.0, 0.4), Part("body along", "body_u", -0.45, 0.45), Part("body up", "body_v", 0.0, 1.7))
 HALF, TALL, GRAVITY = 0.44, 0.95, 6.0  # half width and height of the vessel; scene units a second squared
 BASIN_HALF, BASIN_FLOOR, CENTRE = 0.86, 0.93, -0.08
 

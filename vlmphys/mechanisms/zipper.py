@@ -13,7 +13,7 @@ ANOMALIES = ("stuck", "unable_close")
 STATIONS = 12
 PLACES = np.linspace(0.0, 1.0, STATIONS)
 PARTS = (Part("slider", "slider", 0.0, 1.0), Part("gripper", "gripper", 0.0, 1.0),
-         *(Part(f"chain {index}", f"gap_{index:02d}", 0.0, 0.5) for index in range(STATIONS)))
+         *(Part(f"{place} of the chain", f"gap_{index:02d}", 0.0, 0.5) for place, index in (("start", 2), ("middle", 6), ("end", 10))))
 WIDEST, SPREAD, SPLIT = 0.42, 0.55, 0.17  # half gap at the open end; half gap per unit of way before the slider; half gap behind it, not meshed
 
 

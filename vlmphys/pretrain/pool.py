@@ -17,7 +17,7 @@ from vlmphys.pixels import fit_frames
 from vlmphys.records import stable_int
 from vlmphys.video import frame_indices
 
-MAX_PARTS = 4
+MAX_PARTS = 6
 FRAMES = 8
 RENDER_SIZE = 112
 
