@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-
-def free_port() -> str:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+from vlmphys.world import free_port
 
 
 def deepspeed(ranks: int) -> list[str]:
     """What stands between the interpreter and launch/train.py: DeepSpeed's own launcher."""
-    return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()]
+    return ["-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", str(free_port())]
 
 
 def torchrun(ranks: int) -> list[str]:
     """The same with torch's launcher."""
-    return ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", free_port()]
+    return ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
 
 
 def run(repository: Path, arguments: list[str], launcher: list[str] | tuple[str, ...] = ()) -> subprocess.CompletedProcess:

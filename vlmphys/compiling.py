@@ -32,12 +32,17 @@ def load_op(builder: Any, what: str, announce: bool, cure: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         wait_for_lock(folder)
     if announce and not any(folder.parent.glob(f"**/{builder.name}.so")):
-        print(f"compiling {what}: once on this machine, about a minute", flush=True)
+        announce_build(what)
     try:
         builder.load(verbose=False)
     except BUILD_ERRORS as error:
         raise ValueError(f"deepspeed: {what} could not be compiled or loaded ({error.__cause__ or error}): {cure}; if it worked before, "
                          f"remove {folder}, which holds what was compiled") from error
+
+
+def announce_build(what: str) -> None:
+    """The line before a wait in which nothing else is printed. On stderr, since what a command prints on stdout may be JSON."""
+    print(f"building {what} (once on this machine, about a minute)", file=sys.stderr, flush=True)
 
 
 def build_root() -> Path:
@@ -63,7 +68,7 @@ def wait_for_lock(folder: Path) -> None:
     told = False
     while (folder / LOCK).exists() and not remove_stale_lock(folder):
         if not told:
-            print(f"waiting for another process that compiles in {folder}", flush=True)
+            print(f"waiting for another process that compiles in {folder}", file=sys.stderr, flush=True)
             told = True
         time.sleep(0.5)
 

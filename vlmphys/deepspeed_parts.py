@@ -53,7 +53,7 @@ def cpu_adam(parameters: list[nn.Parameter], config: TrainConfig, world: World):
     """DeepSpeed's AdamW for weights that live in host memory."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.op_builder import CPUAdamBuilder
-    load_op(CPUAdamBuilder(), "DeepSpeed's CPU optimizer", compiles(world, "cpu_adam"),
+    load_op(CPUAdamBuilder(), "DeepSpeed's CPU Adam", compiles(world, "cpu_adam"),
             "install a C++ compiler (g++) and ninja, or use a JSON without offload_optimizer, such as ds_configs/zero2.json")
     return DeepSpeedCPUAdam(parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
                             weight_decay=config.weight_decay, adamw_mode=True)

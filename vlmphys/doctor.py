@@ -166,12 +166,14 @@ def cpu_adam_facts(build: bool) -> dict[str, Any]:
         from deepspeed.ops.op_builder import CPUAdamBuilder
     except (ImportError, RuntimeError, OSError) as error:
         return {**facts, "error": f"deepspeed cannot be imported ({error})"}
-    from vlmphys.compiling import build_root
+    from vlmphys.compiling import announce_build, build_root
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_root()))
     builder = CPUAdamBuilder()
     facts.update(deepspeed=True, compatible=bool(builder.is_compatible(verbose=False)))
     facts.update(compiled=bool(installed_ops.get("cpu_adam")) or bool(_built("cpu_adam.so")), lock=next(iter(_built("lock")), None))
     if build and facts["compatible"] and not facts["lock"]:
+        if not facts["compiled"]:
+            announce_build("DeepSpeed's CPU Adam")
         started = time.monotonic()
         try:
             builder.load(verbose=False)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from vlmphys.cases import GIB
 from vlmphys.config import TrainConfig
 
 OTHER_SHARDING = "a JSON of ds_configs/ that divides or offloads more (`vlmphys plan` says which one fits)"
@@ -18,7 +19,7 @@ def enough_memory(doing: str, cure: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+        peak = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
         raise ValueError(f"the GPU has too little memory for {doing} (torch had allocated {peak:.1f} GiB at most): use {cure}") from error
 
 

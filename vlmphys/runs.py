@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -20,7 +19,9 @@ import torch
 from peft import PeftModel
 
 from vlmphys import checkpoint
+from vlmphys.cases import GIB
 from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
+from vlmphys.doctor import version_of
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
 from vlmphys.model import PREPROCESSOR, load_model, load_tokenizer, quiet_transformers, resolve_source
 from vlmphys.records import Variant, sha256_text
@@ -131,17 +132,10 @@ def environment(config: TrainConfig, world_size: int) -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "python": platform.python_version(), "packages": {name: _version(name) for name in PACKAGES}, "git": _git_revision(),
+        "python": platform.python_version(), "packages": {name: version_of(name) for name in PACKAGES}, "git": _git_revision(),
         "platform": platform.platform(), "cpus": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
-        "host_memory_gib": round(memory / 2**30, 1), "gpus": gpus, "cuda": torch.version.cuda, "ranks": world_size,
+        "host_memory_gib": round(memory / GIB, 1), "gpus": gpus, "cuda": torch.version.cuda, "ranks": world_size,
         "deepspeed_settings": read_deepspeed_json(config.deepspeed) if config.deepspeed else None, "command": sys.argv}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git_revision() -> str | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from vlmphys.cases import GIB
 from vlmphys.flops import ModelFlops
 
 PHASES = ("data", "forward", "backward", "step")
-GIB = 1 << 30
 
 
 class StepClock:

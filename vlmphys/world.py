@@ -98,14 +98,15 @@ def connect(config: TrainConfig) -> World:
                 raise ValueError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set: start the ranks with `deepspeed` or `torchrun`, "
                                  "or unset WORLD_SIZE to train in one process")
             os.environ.update({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
-                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())})
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
         # Naming the GPU spares nccl guessing it; a single rank has no peer to reach (deepspeed/comm/torch.py does the same).
         distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE,
                                        device_id=device if on_gpu and size > 1 else None)
     return World(rank, size, device)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
+
+from vlmphys.world import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, GLOBAL_BATCH = 20, 4
@@ -97,12 +98,6 @@ def command(*words: object) -> None:
                           env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))} ended with {done.returncode}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def losses_of(out: Path) -> torch.Tensor:

@@ -25,10 +25,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from vlmphys.cases import GIB
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 RECIPE = ROOT / "launch/recipes/single_4090.yaml"
-GIB = 1 << 30
 SHARD_BYTES = 2 * GIB
 FRAMES = 8
 # Clips of an optimizer step, by model; tokens of a dialogue beside its video, the shortest and the longest.

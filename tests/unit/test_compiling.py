@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from vlmphys.compiling import build_folder, remove_stale_lock, wait_for_lock
+from vlmphys.compiling import build_folder, load_op, remove_stale_lock, wait_for_lock
 
 pytestmark = pytest.mark.unit
 
@@ -51,9 +52,22 @@ def test_a_start_waits_for_a_running_build_and_goes_on_when_it_dies(tmp_path, ca
     with subprocess.Popen([str(ninja), "-c", "import time; time.sleep(2)"], cwd=tmp_path):
         wait_for_lock(tmp_path)
     assert not (tmp_path / "lock").exists()
-    assert capsys.readouterr().out.count("waiting for another process") == 1
+    assert capsys.readouterr().err.count("waiting for another process") == 1
     wait_for_lock(tmp_path)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("built", "announce", "said"), [(False, True, 1), (True, True, 0), (False, False, 0)])
+def test_the_wait_for_a_build_is_announced_before_it_begins(built, announce, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    if built:
+        (tmp_path / "an_op").mkdir()
+        (tmp_path / "an_op" / "an_op.so").touch()
+    seen = []
+    builder = SimpleNamespace(name="an_op", load=lambda verbose: seen.append(capsys.readouterr()))
+    load_op(builder, "DeepSpeed's op", announce, "cure")
+    (before,) = seen
+    assert before.err.count("building DeepSpeed's op (once on this machine, about a minute)\n") == said and before.out == ""
 
 
 def test_another_environment_compiles_elsewhere(tmp_path, monkeypatch):

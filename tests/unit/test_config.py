@@ -137,3 +137,11 @@ def test_differences_name_the_key_and_both_values():
 def test_what_needs_validations_is_named_with_its_values():
     with pytest.raises(ValueError, match="eval_steps is 0, but load_best_model_at_end is True and early_stopping_patience is 3"):
         from_mapping({"load_best_model_at_end": True, "early_stopping_patience": 3})
+
+
+def test_a_run_that_measured_turns_goes_on_with_sharded_weights_without_measuring():
+    measured = from_mapping({"turn_grad_norm_steps": 20})
+    with pytest.raises(ValueError, match="turn_grad_norm_steps is 20: .* set it to 0"):
+        from_mapping({"turn_grad_norm_steps": 20, "engine": "fsdp"})
+    sharded = from_mapping({"engine": "fsdp"})
+    assert differences(measured, sharded) == [] and config_sha256(measured) == config_sha256(sharded)

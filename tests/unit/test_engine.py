@@ -59,7 +59,7 @@ def test_an_op_that_does_not_build_or_load_is_refused_with_its_cure(failure, tmp
             raise failure("Unable to JIT load the async_io op")
     with pytest.raises(ValueError, match="access to a disk could not be compiled or loaded .Unable to JIT load.*: install libaio.*remove"):
         load_op(Builder(), "DeepSpeed's access to a disk", True, "install libaio")
-    assert "compiling DeepSpeed's access to a disk" in capsys.readouterr().out
+    assert "building DeepSpeed's access to a disk" in capsys.readouterr().err
 
 
 def test_what_was_read_from_a_disk_is_let_go_also_after_an_error():
