@@ -102,6 +102,17 @@ def finish_swap(ready: Path, target: Path, complete_marker: str) -> None:
 
 
 @contextmanager
+def clear_disk_errors(out: Path, kept: str):
+    """Turn "no space left" inside the block into a ValueError that says so of `out`, and that `kept` are not lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(f"{out}: no space left on the device; make room and run the same command again: {kept} are kept") from error
+
+
+@contextmanager
 def only_writer(folder: Path, doing: str = "packing"):
     """Hold a folder, made where it is missing, for one process alone; it is removed again where nothing was written into it.
 

@@ -6,22 +6,20 @@ whole, so that a later run goes on from there. Only a complete folder, manifest 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
 import shutil
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
 import torch
 
 from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
-from vlmphys.files import finish_swap, json_bytes, read_json, swap_folder, write_atomic
+from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
 from vlmphys.priors import Prior, priors_sha256
@@ -159,7 +157,7 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
         quarantine = tuple(json.loads(line) for line in (target / QUARANTINE).read_text().splitlines())
         progress(len(clips), len(quarantine))
         return _report(table.manifest, True, quarantine)
-    with _clear_disk_errors(out):
+    with clear_disk_errors(out, "finished shards"):
         done = _open_journal(partial, inputs)
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
         _check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done), settings)
@@ -272,17 +270,6 @@ def _check_space(out: Path, clips: int, settings: FrameSettings) -> None:
                          "make room, or give another --out")
 
 
-@contextmanager
-def _clear_disk_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ValueError(f"{out}: no space left on the device; make room and run the same command again: "
-                         "finished shards are kept") from error
-
-
 def _report(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = ()) -> PackReport:
     shards = manifest["shards"]
     return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine)
@@ -335,7 +322,7 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
     inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items()), sorted(train)], sort_keys=True))
     if _stored_inputs(target) == inputs:
         return _report(DialogueTable.open(target).manifest, True)
-    with _clear_disk_errors(out):
+    with clear_disk_errors(out, "finished shards"):
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()

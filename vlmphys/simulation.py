@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlmphys.files import json_bytes, read_json, write_atomic
+from vlmphys.files import clear_disk_errors, json_bytes, read_json, write_atomic
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
@@ -78,7 +78,8 @@ def plan_clips(root: Path, config: SimulationConfig) -> list[ClipJob]:
 
 
 def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = None) -> int:
-    """Write the bench into `root`, skipping clips that are there; returns how many were written. Raises ValueError for a folder that is not ours."""
+    """Write the bench into `root`, skipping clips that are there; returns how many were written. Raises ValueError for a folder that is not ours,
+    and for a full disk."""
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise ValueError(f"--workers is {workers}: at least 1 is needed")
@@ -90,7 +91,7 @@ def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = N
         return 0
     bar = Progress(TextColumn("simulate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     context = multiprocessing.get_context("spawn")
-    with bar, context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
+    with clear_disk_errors(root, "finished clips"), bar, context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
         task, frames = bar.add_task("simulate", total=len(jobs), rate=""), 0
         for written in processes.imap_unordered(write_clip, jobs, chunksize=4):
             frames += written

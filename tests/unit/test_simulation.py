@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import av
 import numpy as np
 import pytest
 
+from vlmphys.files import clear_disk_errors
 from vlmphys.simulation import SimulationConfig, encode_h264, plan_clips, simulate_bench, write_clip
 
 pytestmark = pytest.mark.unit
@@ -81,6 +83,15 @@ def test_a_bad_number_of_workers_is_refused_before_anything_is_written(tmp_path)
     with pytest.raises(ValueError, match="--workers is 0"):
         simulate_bench(tmp_path / "videos", small(), workers=0)
     assert not (tmp_path / "videos").exists()
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_other_errors_are_not_hidden(tmp_path):
+    with pytest.raises(ValueError, match=r"no space left on the device; make room and run the same command again: finished clips are kept"):
+        with clear_disk_errors(tmp_path, "finished clips"):
+            raise av.error.OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError):
+        with clear_disk_errors(tmp_path, "finished clips"):
+            raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_encoding_keeps_the_picture(tmp_path):
