@@ -94,13 +94,30 @@ def verdict_auroc(labels_N, anomalous_N, unparsed_N=None) -> Figure:
     `anomalous_N` is True where the verdict is anomalous; where `unparsed_N` is True there is none, and the clip counts as
     wrong whatever its class: an answer that cannot be read has neither caught a fault nor cleared a normal clip.
     """
-    labels_N, anomalous_N = np.asarray(labels_N, dtype=bool), np.asarray(anomalous_N, dtype=bool)
-    unparsed_N = np.zeros_like(labels_N) if unparsed_N is None else np.asarray(unparsed_N, dtype=bool)
+    labels_N = np.asarray(labels_N, dtype=bool)
     if reason := _one_class(labels_N):
         return Figure(None, reason.replace(" with a score", ""))
-    caught = (anomalous_N & ~unparsed_N)[labels_N].mean()
-    cleared = (~anomalous_N & ~unparsed_N)[~labels_N].mean()
-    return Figure(float((caught + cleared) / 2))
+    caught, alarmed = verdict_rates(labels_N, anomalous_N, unparsed_N)
+    return Figure((caught.value + 1 - alarmed.value) / 2)
+
+
+def verdict_rates(labels_N, anomalous_N, unparsed_N=None) -> tuple[Figure, Figure]:
+    """True and false positive rate of a hard verdict, each 0 to 1, so that (TPR + 1 - FPR) / 2 is `verdict_auroc`.
+
+    The false positives are the normal clips that were not cleared: called anomalous, or given an answer that cannot be read.
+    """
+    labels_N = np.asarray(labels_N, dtype=bool)
+    called_N = verdict_scores(labels_N, anomalous_N, unparsed_N)
+    caught_N, alarmed_N = called_N[labels_N], called_N[~labels_N]
+    return (Figure(float(caught_N.mean())) if len(caught_N) else Figure(None, "no anomalous clip with a verdict"),
+            Figure(float(alarmed_N.mean())) if len(alarmed_N) else Figure(None, "no normal clip with a verdict"))
+
+
+def verdict_scores(labels_N, anomalous_N, unparsed_N=None) -> np.ndarray:
+    """The hard verdict as a score of 0 (normal) or 1 (anomalous), float64 of length N, on the wrong side where it cannot be read."""
+    labels_N, anomalous_N = np.asarray(labels_N, dtype=bool), np.asarray(anomalous_N, dtype=bool)
+    unparsed_N = np.zeros_like(labels_N) if unparsed_N is None else np.asarray(unparsed_N, dtype=bool)
+    return np.where(unparsed_N, ~labels_N, anomalous_N).astype(np.float64)
 
 
 def roc_points(labels_N, scores_N, most: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, roc_auc_score, roc_curve
 
 from vlmphys import metrics
 
@@ -12,30 +12,42 @@ pytestmark = pytest.mark.unit
 
 
 def random_case(case: int) -> tuple[np.ndarray, np.ndarray]:
+    """2 to 10,000 rows, most of them few: a third of the cases have heavy ties, a third light ones, a third none; some one class only."""
     generator = np.random.default_rng(case)
-    rows = int(generator.integers(2, 400))
-    labels = generator.integers(0, 2, rows)
-    # A third of the cases have heavy ties, a third light ones, a third none.
+    rows = int(np.exp(generator.uniform(np.log(2), np.log(10_000)))) if case % 50 else (2, 10_000)[case // 50 % 2]
+    labels = (generator.uniform(size=rows) < generator.choice((0.02, 0.5, 0.9))).astype(int)
     scores = generator.normal(size=rows) + 0.7 * labels
     return labels, np.round(scores, (0, 1, 12)[case % 3])
 
 
-def test_auroc_and_average_precision_equal_scikit_learn():
-    compared = refused = 0
-    for case in range(400):
+def test_auroc_and_average_precision_equal_scikit_learn_on_1000_cases():
+    compared = refused = missing = 0
+    sizes = set()
+    for case in range(1000):
         labels, scores = random_case(case)
+        sizes.add(len(labels))
+        if case % 10 == 9:
+            scores[case % len(scores)] = np.nan
+            for ours, theirs in ((metrics.auroc, roc_auc_score), (metrics.average_precision, average_precision_score)):
+                for measure in (ours, theirs):
+                    with pytest.raises(ValueError, match="NaN"):
+                        measure(labels, scores)
+            missing += 1
+            continue
         area, precision = metrics.auroc(labels, scores), metrics.average_precision(labels, scores)
         if 0 < labels.sum() < len(labels):
             assert area.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
             compared += 1
         else:
+            # scikit-learn warns and gives NaN, which is no number either.
+            assert np.isnan(roc_auc_score(labels, scores))
             assert area.value is None and "one class only" in area.reason
             refused += 1
         if labels.any():
             assert precision.value == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
         else:
             assert precision.value is None and "no anomalous clip" in precision.reason
-    assert compared > 380 and compared + refused == 400
+    assert (min(sizes), max(sizes)) == (2, 10_000) and missing == 100 and refused > 100 and compared > 600
 
 
 def test_one_class_is_undefined_with_its_reason():
@@ -80,6 +92,24 @@ def test_verdict_auroc_is_balanced_accuracy_and_unparsed_counts_as_wrong():
     unparsed = [False, True, False, True]
     assert metrics.verdict_auroc([1, 1, 0, 0], [True, True, False, False], unparsed).value == 0.5
     assert metrics.verdict_auroc([1, 1], [True, True]).value is None
+
+
+def test_rates_are_those_of_scikit_learns_confusion_and_unparsed_is_wrong_on_both_sides():
+    generator = np.random.default_rng(4)
+    labels, verdicts = generator.integers(0, 2, 300), generator.integers(0, 2, 300)
+    true_negative, false_positive, false_negative, true_positive = confusion_matrix(labels, verdicts).ravel()
+    caught, alarmed = metrics.verdict_rates(labels, verdicts == 1)
+    assert caught.value == pytest.approx(true_positive / (true_positive + false_negative), abs=1e-12)
+    assert alarmed.value == pytest.approx(false_positive / (false_positive + true_negative), abs=1e-12)
+    unparsed = generator.uniform(size=300) < 0.2
+    caught, alarmed = metrics.verdict_rates(labels, verdicts == 1, unparsed)
+    assert caught.value == pytest.approx(((verdicts == 1) & ~unparsed)[labels == 1].mean())
+    assert 1 - alarmed.value == pytest.approx(((verdicts == 0) & ~unparsed)[labels == 0].mean())
+    assert metrics.verdict_auroc(labels, verdicts == 1, unparsed).value == pytest.approx((caught.value + 1 - alarmed.value) / 2)
+    as_scores = metrics.verdict_scores(labels, verdicts == 1, unparsed)
+    assert metrics.auroc(labels, as_scores).value == pytest.approx(metrics.verdict_auroc(labels, verdicts == 1, unparsed).value, abs=1e-12)
+    caught, alarmed = metrics.verdict_rates([1, 1], [True, False])
+    assert caught.value == 0.5 and alarmed.value is None and alarmed.reason == "no normal clip with a verdict"
 
 
 def test_roc_points_lie_on_scikit_learns_curve_and_enclose_the_same_area():
