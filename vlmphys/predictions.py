@@ -5,26 +5,27 @@ Shape suffix: N rows of a file.
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
 
+from vlmphys.answer_files import answer_rows
 from vlmphys.records import Verdict, sha256_file
+from vlmphys.rows import json_object, table_rows_of
 
 LABEL_WORDS = {"0": 0, "0.0": 0, "normal": 0, "false": 0, "1": 1, "1.0": 1, "anomalous": 1, "true": 1}
+QUICK_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}
 MISSING_SCORES = ("", "nan", "none", "null")
 # Where labels beside the rows' own come from, as messages name it.
 OWN, LABELS_FILE, PACKED = "its row", "the --labels file", "--data"
-# What other programs and spreadsheets put between fields; only commas are read.
-OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+CONSTANTS = ("model", "variant", "grounding", "data_fingerprint")
 
 
 class Grounding(str, Enum):
@@ -131,7 +132,7 @@ class PredictionWriter:
             for number, line in enumerate(stream, start=1):
                 if not line.endswith(b"\n"):
                     break
-                self._check_row(_json_object(line, self.path, number), number, explain)
+                self._check_row(json_object(line, self.path, number), number, explain)
                 whole_bytes += len(line)
         return whole_bytes
 
@@ -182,7 +183,8 @@ class Predictions:
 
     scores_N: float64, NaN where the score is missing. labels_N: int8, 0 or 1. anomalous_N, unparsed_N: bool, from the
     verdict column; both are None where the file has no such column. The constants are None where the file does not say, or
-    says several things; `data_fingerprints` are all that its rows carry.
+    says several things; `data_fingerprints` are all that its rows carry. absent: clips of --labels without a row; duplicates: rows left
+    out because they repeat another one.
     """
 
     path: Path
@@ -198,61 +200,104 @@ class Predictions:
     constants: dict[str, str | None]
     data_fingerprints: frozenset[str] = frozenset()
     absent: int = 0
+    duplicates: int = 0
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
 
-def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_labels: dict[str, int] | None = None) -> Predictions:
-    """Read a JSONL or CSV file with `clip_id, label, score`, from any program; our own columns are used where they are there.
+def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_labels: dict[str, int] | None = None,
+                     order: Sequence[str] | None = None) -> Predictions:
+    """Read a JSONL or CSV file with `clip_id, label, score`, from any program; our own columns are used where they are there. Files of texts
+    (LLaMA-Factory, lmms-eval, Phys-AD) are read as `answer_files` says; `order` names their clips where they do not, by default those of `labels`.
 
     The category is the first part of the clip id and the state the one before the last, where the file has no such column.
     `labels` (of `read_labels`) stand in for the column, and then those of the packed data. Raises ValueError with file and line for a
     row without clip id, label or score column, a label that another source contradicts, a score that is no number, or a clip that
-    stands there twice. A score that is empty, null or NaN is missing, not 0.
+    stands there twice with different figures; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
+    missing, not 0.
     """
     path = Path(path)
     sources = {name: found for name, found in ((LABELS_FILE, labels), (PACKED, packed_labels)) if found is not None}
-    clip_ids, categories, states, explanations = [], [], [], []
-    label_list, score_list, verdict_list = [], [], []
-    lines: dict[str, int] = {}
-    constants: dict[str, set] = {key: set() for key in ("model", "variant", "grounding", "data_fingerprint")}
-    for number, row in _rows(path, ("clip_id", "score")):
+    read = _Columns(path, sources)
+    rows = answer_rows(path, list(labels) if order is None and labels is not None else order)
+    for number, row in table_rows_of(path, ("clip_id", "score")) if rows is None else rows:
+        read.add(number, row)
+    return read.predictions(absent=sum(clip_id not in read.places for clip_id in labels) if labels else 0)
+
+
+class _Columns:
+    """The rows of a file as they are read, column by column; a million of them must take seconds, so that each row costs little."""
+
+    def __init__(self, path: Path, sources: dict[str, dict[str, int]]) -> None:
+        self.path, self.sources = path, sources
+        self.clip_ids, self.categories, self.states, self.explanations = [], [], [], []
+        self.labels, self.scores, self.verdicts, self.lines = [], [], [], []
+        self.places: dict[str, int] = {}
+        self.constants: dict[str, set] = {key: set() for key in CONSTANTS}
+        self.duplicates = 0
+        self._any_plain = False
+        self._words: dict[str, str] = {}     # one object for all equal categories and states
+
+    def add(self, number: int, row: dict) -> None:
+        """Check and keep one row."""
+        path = self.path
         clip_id = _clip_id(row, path, number)
-        if clip_id in lines:
-            raise ValueError(f"{path}:{number}: clip {clip_id!r} stands already in line {lines[clip_id]}: give each clip one row")
-        lines[clip_id] = number
-        parts = clip_id.split("/")
-        clip_ids.append(clip_id)
-        categories.append(str(row.get("category") or parts[0]))
-        states.append(str(row.get("state") or (parts[-2] if len(parts) > 2 else "")))
-        label_list.append(_label(row, path, number, sources, clip_id))
-        score_list.append(_score(row, path, number))
-        verdict_list.append(_verdict(row, path, number))
-        explanations.append(row.get("explanation"))
-        for key, values in constants.items():
-            values.add(row.get(key))
-    if not clip_ids:
-        raise ValueError(f"{path} holds no predictions: one row a clip is expected, with clip_id, label, score")
-    if not any("/" in clip_id for clip_id in clip_ids[:1000]) and len(set(categories)) == len(categories) > 1:
-        raise ValueError(f"{path}: the clips have no category: add a category column, or clip ids that begin with it, such as "
-                         "'fan/test/stuck/0003'")
-    has_verdicts = any(verdict is not None for verdict in verdict_list)
-    return Predictions(
-        path=path, sha256=sha256_file(path), clip_ids=clip_ids, categories=categories, states=states,
-        labels_N=np.array(label_list, dtype=np.int8), scores_N=np.array(score_list, dtype=np.float64),
-        anomalous_N=np.array([verdict is Verdict.ANOMALOUS for verdict in verdict_list]) if has_verdicts else None,
-        unparsed_N=np.array([verdict in (None, Verdict.UNPARSED) for verdict in verdict_list]) if has_verdicts else None,
-        explanations=explanations,
-        constants={key: next(iter(values)) if len(values) == 1 else None for key, values in constants.items()},
-        data_fingerprints=frozenset(str(value) for value in constants["data_fingerprint"] if value),
-        absent=sum(clip_id not in lines for clip_id in labels) if labels else 0)
+        label, score, verdict = _label(row, path, number, self.sources, clip_id), _score(row, path, number), None
+        category, state = row.get("category"), row.get("state")
+        explanation = None
+        plain = len(row) == 3 and "label" in row     # clip, label and score, and nothing else to look for
+        if not plain:
+            verdict, explanation = _verdict(row, path, number), row.get("explanation")
+        if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
+            # NaN, a missing score, equals itself here.
+            if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
+                raise ValueError(f"{path}:{number}: clip {clip_id!r} stands already in line {self.lines[place]}, with other figures: "
+                                 "give each clip one row")
+            self.duplicates += 1
+            return
+        head, _, rest = clip_id.partition("/")
+        category = str(category) if category else head
+        state = str(state) if state else rest.rpartition("/")[0].rpartition("/")[2]
+        self.clip_ids.append(clip_id)
+        self.categories.append(self._words.setdefault(category, category))
+        self.states.append(self._words.setdefault(state, state))
+        self.labels.append(label)
+        self.scores.append(score)
+        self.verdicts.append(verdict)
+        self.explanations.append(explanation)
+        self.lines.append(number)
+        if not plain:
+            for key, values in self.constants.items():
+                values.add(row.get(key))
+        self._any_plain |= plain
+
+    def predictions(self, absent: int) -> Predictions:
+        """All rows. Raises ValueError where there is none, or no category."""
+        path, clip_ids, categories = self.path, self.clip_ids, self.categories
+        if not clip_ids:
+            raise ValueError(f"{path} holds no predictions: one row a clip is expected, with clip_id, label, score")
+        if not any("/" in clip_id for clip_id in clip_ids[:1000]) and len(set(categories)) == len(categories) > 1:
+            raise ValueError(f"{path}: the clips have no category: add a category column, or clip ids that begin with it, such as "
+                             "'fan/test/stuck/0003'")
+        has_verdicts = any(verdict is not None for verdict in self.verdicts)
+        for values in self.constants.values() if self._any_plain else ():
+            values.add(None)
+        return Predictions(
+            path=path, sha256=sha256_file(path), clip_ids=clip_ids, categories=categories, states=self.states,
+            labels_N=np.array(self.labels, dtype=np.int8), scores_N=np.array(self.scores, dtype=np.float64),
+            anomalous_N=np.array([verdict is Verdict.ANOMALOUS for verdict in self.verdicts]) if has_verdicts else None,
+            unparsed_N=np.array([verdict in (None, Verdict.UNPARSED) for verdict in self.verdicts]) if has_verdicts else None,
+            explanations=self.explanations,
+            constants={key: next(iter(values)) if len(values) == 1 else None for key, values in self.constants.items()},
+            data_fingerprints=frozenset(str(value) for value in self.constants["data_fingerprint"] if value),
+            absent=absent, duplicates=self.duplicates)
 
 
 def read_labels(path: Path) -> dict[str, int]:
     """Labels by clip id from a JSONL or CSV file with `clip_id, label`. Raises ValueError as `read_predictions` does."""
     found: dict[str, int] = {}
-    for number, row in _rows(Path(path), ("clip_id", "label")):
+    for number, row in table_rows_of(Path(path), ("clip_id", "label")):
         clip_id = _clip_id(row, path, number)
         label = _label(row, path, number, {}, clip_id)
         if found.setdefault(clip_id, label) != label:
@@ -260,56 +305,6 @@ def read_labels(path: Path) -> dict[str, int]:
     if not found:
         raise ValueError(f"{path} holds no labels: one row a clip is expected, with clip_id, label")
     return found
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
-    """Line number and row of a CSV (by its suffix) or JSONL file; the header of a CSV must have these columns."""
-    if not path.is_file():
-        raise ValueError(f"no such predictions file: {path}")
-    try:
-        if path.suffix.lower() == ".csv":
-            with open(path, newline="", encoding="utf-8-sig") as stream:
-                reader = csv.DictReader(stream)
-                _check_header(reader.fieldnames or [], columns, path)
-                for row in reader:
-                    if None in row or None in row.values():
-                        raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header")
-                    yield reader.line_num, row
-        else:
-            with open(path, "rb") as stream:
-                for number, line in enumerate(stream, start=1):
-                    if line.strip():
-                        yield number, _json_object(line, path, number)
-    except csv.Error as error:
-        # The outer reader counts a line only once it has been read; the inner one knows the line that it stopped in.
-        raise ValueError(f"{path}:{reader.reader.line_num}: no CSV row ({error}): close its quotes, shorten the field, "
-                         "or give the rows as JSONL") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
-
-
-def _check_header(header: Sequence[str], columns: tuple[str, ...], path: Path) -> None:
-    """Raise ValueError where a CSV lacks a column that every row needs, saying what it has and what seems to part its fields."""
-    absent = [column for column in columns if column not in header]
-    if not header or not absent:
-        return
-    other = next((sign for sign in OTHER_SEPARATORS if len(header) == 1 and sign in header[0]), None)
-    found = [name.strip() for name in header[0].split(other)] if other else header
-    cure = f"name the columns in its first line, at least {', '.join(columns)}"
-    if other:
-        cure = f"its fields seem to be parted by {OTHER_SEPARATORS[other]}: save it with commas between fields and points in numbers"
-    named = ", ".join(name if len(name) < 40 else f"{name[:40]}..." for name in found[:12]) + (", ..." if len(found) > 12 else "")
-    raise ValueError(f"{path}:1: the header has no column {' and no column '.join(absent)}; it has: {named}; {cure}")
-
-
-def _json_object(line: bytes, path: Path, number: int) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: no JSON ({error.msg}): one JSON object a line is expected, or a file ending in .csv") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number}: one JSON object a line is expected, not a {type(row).__name__}")
-    return row
 
 
 def _clip_id(row: dict, path: Path, number: int) -> str:
@@ -322,6 +317,8 @@ def _clip_id(row: dict, path: Path, number: int) -> str:
 def _label(row: dict, path: Path, number: int, sources: dict[str, dict[str, int]], clip_id: str) -> int:
     """The row's own label, else that of the first source that knows the clip; ValueError where two of them contradict each other."""
     stored = row.get("label")
+    if not sources and type(stored) in (int, str) and stored in QUICK_LABELS:
+        return QUICK_LABELS[stored]
     own = None if stored is None or stored == "" else LABEL_WORDS.get(str(stored).strip().lower())
     if own is None and stored is not None and stored != "":
         raise ValueError(f"{path}:{number}: label {stored!r} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
@@ -343,6 +340,8 @@ def _score(row: dict, path: Path, number: int) -> float:
     if "score" not in row:
         raise ValueError(f"{path}:{number}: no score: each row needs one (higher means more anomalous; null where it is missing)")
     score = row["score"]
+    if type(score) is float:
+        return score
     if score is None or (isinstance(score, str) and score.strip().lower() in MISSING_SCORES):
         return math.nan
     if isinstance(score, bool) or not isinstance(score, (int, float, str)):

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmphys.metrics import Figure, accuracy, auroc, average_precision, bootstrap_auroc, interval95, verdict_auroc
+from vlmphys.metrics import (Figure, accuracy, auroc, average_precision, bootstrap_auroc, interval95, verdict_auroc,
+                             verdict_rates)
 from vlmphys.predictions import Predictions
 from vlmphys.records import Split, stable_int
 from vlmphys.splits import SplitFile
 
 SCORES_VERSION = 1
 FIGURES = ("auroc", "auroc_verdict", "ap", "accuracy")
+# Of the hard verdict: its two kinds of error, and the share of answers that could be read.
+RATES = ("tpr", "fpr", "parse_rate")
 # Figures of the text, whose keys are kept in each category so that a reader of scores.json finds them; no mean or table has them.
 NOT_COMPUTED = ("sbert", "llm", "type_accuracy", "description", "explanation")
 PHYS_AD_CATEGORIES = (
@@ -44,6 +47,8 @@ def compare_clips(predictions: Mapping[str, Predictions]) -> tuple[int, str | No
 
     Raises ValueError, naming the clip and both files, for a clip that has two labels.
     """
+    if len(predictions) == 1:
+        return len(next(iter(predictions.values()))), None
     first: dict[str, tuple[int, Path]] = {}
     for table in predictions.values():
         for clip_id, label in zip(table.clip_ids, table.labels_N.tolist()):
@@ -75,14 +80,16 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     unparsed_N = predictions.unparsed_N if own_verdicts else np.zeros(len(predictions), dtype=bool)
     judged_N = np.ones(len(predictions), dtype=bool) if own_verdicts else ~missing_N
     names, category_of_N = np.unique(np.array(predictions.categories), return_inverse=True)
-    per_category, replicates, tied = {}, {}, []
+    per_category, replicates, tied, one_verdict = {}, {}, [], []
     for index, name in enumerate(names.tolist()):
         rows = category_of_N == index
         if rows.sum() > 1 and len(np.unique(predictions.scores_N[rows])) == 1:
             tied.append(name)
         per_category[name], replicates[name] = _score_category(
             predictions.labels_N[rows], predictions.scores_N[rows], anomalous_N[rows], unparsed_N[rows], judged_N[rows],
-            chosen["value"], stable_int(seed, name))
+            chosen["value"], stable_int(seed, name), own_verdicts)
+        if own_verdicts and rows.sum() > 1 and not unparsed_N[rows].any() and len(set(anomalous_N[rows].tolist())) == 1:
+            one_verdict.append(name)
     published_21 = [name for name in PHYS_AD_CATEGORIES if name != LEFT_OUT_OF_21]
     return {
         "version": SCORES_VERSION,
@@ -95,7 +102,7 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         "seed": seed,
         "n": len(predictions),
         "n_anomalous": int(predictions.labels_N.sum()),
-        "warnings": _warnings(predictions, per_category, tied, split, quarantined),
+        "warnings": _warnings(predictions, per_category, tied, one_verdict, split, quarantined),
         "per_category": per_category,
         "average": mean_record(per_category, list(per_category), replicates, strict=False),
         "average_21": mean_record(per_category, published_21, replicates, strict=True),
@@ -103,8 +110,10 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     }
 
 
-def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, threshold: float, seed: int) -> tuple[dict, np.ndarray | None]:
-    """The record of one category, and its bootstrap replicates for the interval of the mean. judged_N: which clips have a verdict."""
+def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, threshold: float, seed: int,
+                    own_verdicts: bool) -> tuple[dict, np.ndarray | None]:
+    """The record of one category, and its bootstrap replicates for the interval of the mean. judged_N: which clips have a verdict.
+    own_verdicts: it is the file's, and may be unreadable."""
     known_N = ~np.isnan(scores_N)
     labels_known, scores_known = labels_N[known_N], scores_N[known_N]
     figures = {
@@ -112,6 +121,8 @@ def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, thres
         "auroc_verdict": verdict_auroc(labels_N[judged_N], anomalous_N[judged_N], unparsed_N[judged_N]),
         "ap": average_precision(labels_known, scores_known),
         "accuracy": accuracy(labels_known, scores_known, threshold),
+        **dict(zip(("tpr", "fpr"), verdict_rates(labels_N[judged_N], anomalous_N[judged_N], unparsed_N[judged_N]))),
+        "parse_rate": Figure(float(1 - unparsed_N.mean())) if own_verdicts else Figure(None, "no verdict column: nothing was parsed"),
         **{name: Figure(None, "not computed by this version") for name in NOT_COMPUTED},
     }
     record = {"n": len(labels_N), "n_anomalous": int(labels_N.sum()),
@@ -144,7 +155,7 @@ def mean_record(per_category: Mapping[str, dict], names: Sequence[str], replicat
     record = {"n_categories": len(present), "categories": present,
               **{key: sum(per_category[name][key] for name in present) for key in ("n", "n_anomalous")}}
     figures, left_out = {}, {}
-    for key in FIGURES:
+    for key in (*FIGURES, *RATES):
         values = {name: per_category[name][key] for name in present if per_category[name][key] is not None}
         undefined = [name for name in present if name not in values]
         if strict and absent:
@@ -174,8 +185,8 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: Sequence[str], split: SplitFile | None,
-              quarantined: Collection[str]) -> list[str]:
+def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: Sequence[str], one_verdict: Sequence[str],
+              split: SplitFile | None, quarantined: Collection[str]) -> list[str]:
     """What makes a figure doubtful, one sentence each."""
     found = []
     lost = "AUROC, AP and accuracy" if predictions.anomalous_N is not None else "all figures"
@@ -188,6 +199,14 @@ def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: 
             found.append(f"{name}: {record['reasons']['auroc']}, so its AUROC is undefined")
     if tied:
         found.append(f"all scores are equal in {_named(tied)}: an AUROC of 0.5 says nothing there")
+    if one_verdict:
+        found.append(f"all verdicts are the same in {_named(one_verdict)}: a balanced accuracy of 0.5 says nothing there")
+    known = predictions.scores_N[~np.isnan(predictions.scores_N)]
+    if len(known) > 2 and not tied and known.min() < known.max() and ((known == known.min()) | (known == known.max())).all():
+        found.append(f"the scores take two values only ({known.min():g} and {known.max():g}): their AUROC is that of a hard verdict")
+    if predictions.duplicates:
+        found.append(f"{_many(predictions.duplicates, 'row', 'repeat')} another one word for word and "
+                     f"{'was' if predictions.duplicates == 1 else 'were'} counted once")
     if predictions.absent:
         found.append(f"{_many(predictions.absent, 'clip', 'have')} no prediction, though the labels file names them")
     if split is not None:
@@ -197,7 +216,7 @@ def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: 
 
 def _many(count: int, noun: str, verb: str) -> str:
     """A count with its noun and verb: "1 clip has", "2 clips have"."""
-    singular = {"have": "has", "are": "is", "stand": "stands"}
+    singular = {"have": "has", "are": "is", "stand": "stands", "repeat": "repeats"}
     return f"{count} {noun} {singular[verb]}" if count == 1 else f"{count} {noun}s {verb}"
 
 

@@ -149,8 +149,8 @@ def test_csv_and_jsonl_of_any_program(tmp_path):
     (['{"clip_id": "fan/1", "label": 1, "score": [1]}'], r":1: score \[1\] is no number"),
     (['{"clip_id": "fan/1", "label": 1, "score": true}'], ":1: score True is no number"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1, "verdict": "yes"}'], ":1: verdict 'yes': normal, anomalous, unparsed"),
-    (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 1}'],
-     ":3: clip 'fan/1' stands already in line 1"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 2}'],
+     ":3: clip 'fan/1' stands already in line 1, with other figures"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', '{"clip_id": "fan/2", "lab'], ":2: no JSON"),
     (["[1, 2]"], ":1: one JSON object a line is expected, not a list"),
     ([""], "holds no predictions"),
@@ -179,6 +179,25 @@ def test_ragged_csv_and_missing_file_are_refused(tmp_path):
         read_predictions(path)
     with pytest.raises(ValueError, match="no such predictions file"):
         read_predictions(tmp_path / "none.jsonl")
+
+
+def test_rows_that_repeat_another_one_are_counted_and_left_out(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("clip_id,label,score\nfan/1,1,0.2\nfan/1,1,0.20\nfan/2,0,nan\nfan/2,0,\n")
+    read = read_predictions(path)
+    assert read.clip_ids == ["fan/1", "fan/2"] and read.duplicates == 2 and len(read.scores_N) == 2
+    path.write_text("clip_id,label,score,verdict\nfan/1,1,0.2,normal\nfan/1,1,0.2,unparsed\n")
+    with pytest.raises(ValueError, match="x.csv:3: clip 'fan/1' stands already in line 2, with other figures"):
+        read_predictions(path)
+
+
+def test_columns_beside_the_score_are_read_where_labels_come_from_elsewhere(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"clip_id": "fan/1", "score": 1, "verdict": "normal"}\n{"clip_id": "fan/2", "label": 0, "score": 1}\n')
+    read = read_predictions(path, {"fan/1": 1, "fan/2": 0})
+    assert read.anomalous_N.tolist() == [False, False] and read.unparsed_N.tolist() == [False, True]
+    path.write_text('{"clip_id": "fan/1", "label": 0, "score": 1, "model": "m"}\n{"clip_id": "fan/2", "label": 0, "score": 1}\n')
+    assert read_predictions(path).constants["model"] is None, "only one of two rows says it"
 
 
 def test_every_data_fingerprint_of_the_rows_is_kept(tmp_path):

@@ -48,7 +48,7 @@ def test_every_figure_equals_scikit_learn(tmp_path):
         assert record["accuracy"] == pytest.approx(accuracy_score(labels, values >= 0.3), abs=1e-12)
         assert record["auroc_verdict"] == pytest.approx(balanced_accuracy_score(labels, values >= 0.3), abs=1e-12)
         low, high = record["auroc_ci95"]
-        assert low < record["auroc"] < high and set(record["reasons"]) == set(NOT_COMPUTED)
+        assert low < record["auroc"] < high and set(record["reasons"]) == {*NOT_COMPUTED, "parse_rate"}
     average = scores["average"]
     assert average["n_categories"] == 2 and average["n"] == 80
     assert average["auroc"] == pytest.approx(np.mean([scores["per_category"][name]["auroc"] for name in ("fan", "gear")]))
@@ -132,7 +132,22 @@ def test_the_files_own_verdicts_are_used(tmp_path):
     scores = scored(tmp_path / "p.jsonl")
     assert scores["verdict_source"] == "verdict column"
     assert scores["per_category"]["fan"]["auroc_verdict"] == pytest.approx((1 + 3 / 4) / 2)
-    assert scores["per_category"]["fan"]["n_unparsed"] == 1
+    fan = scores["per_category"]["fan"]
+    assert fan["n_unparsed"] == 1 and fan["parse_rate"] == pytest.approx(11 / 12)
+    assert fan["tpr"] == 1 and fan["fpr"] == pytest.approx(1 / 4), "the normal clip whose answer cannot be read was not cleared"
+    assert scores["average"]["tpr"] == 1 and scores["average"]["parse_rate"] == fan["parse_rate"]
+
+
+def test_verdicts_that_never_change_scores_of_two_values_and_repeated_rows_are_warned_of(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan", "gear"])
+    for row in rows:
+        row["score"], row["verdict"] = float(row["label"] == 1 or row["clip_id"].endswith("3")), "anomalous"
+    rows[-1]["verdict"] = "normal"
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    text = "\n".join(scored(tmp_path / "p.jsonl")["warnings"])
+    assert "all verdicts are the same in fan: a balanced accuracy of 0.5 says nothing there" in text and "same in fan, gear" not in text
+    assert "the scores take two values only (0 and 1): their AUROC is that of a hard verdict" in text
+    assert "1 row repeats another one word for word and was counted once" in text
 
 
 def test_the_threshold_says_where_it_comes_from(tmp_path):

@@ -1,0 +1,70 @@
+"""The rows of a JSONL or CSV file, with their line numbers; what is no such file is refused by file and line. No torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# What other programs and spreadsheets put between fields; only commas are read.
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def table_rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    """Line number and row of a CSV (by its suffix) or JSONL file; the header of a CSV must have these columns."""
+    if not path.is_file():
+        raise ValueError(f"no such predictions file: {path}")
+    try:
+        if path.suffix.lower() == ".csv":
+            yield from _csv_rows(path, columns)
+        else:
+            # Lines end at "\n" alone: a text may hold any other separator.
+            with open(path, encoding="utf-8-sig", newline="\n") as stream:
+                for number, line in enumerate(stream, start=1):
+                    if line.strip():
+                        yield number, json_object(line, path, number)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
+
+
+def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    """Rows of a CSV as dicts. csv.DictReader would do the same in twice the time, which counts for a million rows."""
+    with open(path, newline="", encoding="utf-8-sig") as stream:
+        reader = csv.reader(stream)
+        try:
+            header = next(reader, [])
+            _check_header(header, columns, path)
+            for fields in reader:
+                if len(fields) == len(header):
+                    yield reader.line_num, dict(zip(header, fields))
+                elif fields:
+                    raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header")
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num}: no CSV row ({error}): close its quotes, shorten the field, "
+                             "or give the rows as JSONL") from error
+
+
+def _check_header(header: Sequence[str], columns: tuple[str, ...], path: Path) -> None:
+    """Raise ValueError where a CSV lacks a column that every row needs, saying what it has and what seems to part its fields."""
+    absent = [column for column in columns if column not in header]
+    if not header or not absent:
+        return
+    other = next((sign for sign in OTHER_SEPARATORS if len(header) == 1 and sign in header[0]), None)
+    found = [name.strip() for name in header[0].split(other)] if other else header
+    cure = f"name the columns in its first line, at least {', '.join(columns)}"
+    if other:
+        cure = f"its fields seem to be parted by {OTHER_SEPARATORS[other]}: save it with commas between fields and points in numbers"
+    named = ", ".join(name if len(name) < 40 else f"{name[:40]}..." for name in found[:12]) + (", ..." if len(found) > 12 else "")
+    raise ValueError(f"{path}:1: the header has no column {' and no column '.join(absent)}; it has: {named}; {cure}")
+
+
+def json_object(line: bytes | str, path: Path, number: int) -> dict:
+    """The object that one line holds. Raises ValueError, naming file and line, for anything else."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{number}: no JSON ({error.msg}): one JSON object a line is expected, or a file ending in .csv") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}:{number}: one JSON object a line is expected, not a {type(row).__name__}")
+    return row
