@@ -25,6 +25,7 @@ from vlmphys.records import MAX_TURNS, NORMAL_STATES
 from vlmphys.tables import COLUMN_HELP, COLUMNS, covered, figure_text, notes, table_rows
 
 HERE = Path(__file__).parent
+OUTCOMES = ("right", "missed", "false alarm", "unparsed")
 STRIP_FRAME_PIXELS = 112
 JPEG_QUALITY = 80
 # What is measured while training, in the order of metrics.jsonl's columns.
@@ -79,39 +80,57 @@ def last_losses(run_folder: Path) -> dict | None:
 
 def outcome_of(predictions: Predictions, row: int, threshold: float) -> str:
     """`right`, `missed` (a fault called normal), `false alarm`, or `unparsed`, by the file's verdict or the score at the threshold."""
+    return OUTCOMES[int(_outcomes(predictions, threshold, slice(row, row + 1))[0])]
+
+
+def _outcomes(predictions: Predictions, threshold: float, rows: slice = slice(None)) -> np.ndarray:
+    """Places in OUTCOMES, int8, of some rows."""
+    labels_N, scores_N = predictions.labels_N[rows].astype(bool), predictions.scores_N[rows]
     if predictions.anomalous_N is not None:
-        anomalous, unparsed = bool(predictions.anomalous_N[row]), bool(predictions.unparsed_N[row])
+        anomalous_N, unparsed_N = predictions.anomalous_N[rows], predictions.unparsed_N[rows]
     else:
-        anomalous, unparsed = bool(predictions.scores_N[row] >= threshold), math.isnan(predictions.scores_N[row])
-    if unparsed:
-        return "unparsed"
-    if anomalous == bool(predictions.labels_N[row]):
-        return "right"
-    return "missed" if predictions.labels_N[row] else "false alarm"
+        anomalous_N, unparsed_N = scores_N >= threshold, np.isnan(scores_N)
+    return np.where(unparsed_N, 3, np.where(anomalous_N == labels_N, 0, np.where(labels_N, 1, 2))).astype(np.int8)
 
 
 def pick_clips(runs: Mapping[str, dict], predictions: Mapping[str, Predictions]) -> list[Pick]:
     """The clips to show: for each run and category the surest right one of each class, the surest missed fault and false alarm, and the
     most uncertain; with several runs fewer of each. Sorted by category, then clip."""
-    places = {name: {clip_id: row for row, clip_id in enumerate(table.clip_ids)} for name, table in predictions.items()}
+    chosen = {name: _chosen_rows(table, runs[name]["threshold"]["value"], len(runs) == 1) for name, table in predictions.items()}
     picks: dict[str, Pick] = {}
     for name, table in predictions.items():
-        threshold = runs[name]["threshold"]["value"]
-        distance_N = np.abs(table.scores_N - threshold)
-        by_kind: dict[tuple, list[int]] = {}
-        for row in np.flatnonzero(~np.isnan(distance_N)).tolist():
-            outcome = outcome_of(table, row, threshold)
-            # Alone, a run shows both classes of its right clips; several together share the room.
-            kind = (outcome, int(table.labels_N[row])) if outcome == "right" and len(runs) == 1 else (outcome, -1)
-            by_kind.setdefault((table.categories[row], *kind), []).append(row)
-            by_kind.setdefault((table.categories[row], "uncertain", -1), []).append(row)
-        for (_, kind, _), rows in by_kind.items():
-            row = (min if kind == "uncertain" else max)(rows, key=lambda row: (distance_N[row], table.clip_ids[row]))
+        for row, kind in chosen[name]:
             clip_id = table.clip_ids[row]
-            pick = picks.setdefault(clip_id, Pick(clip_id, table.categories[row], table.states[row], int(table.labels_N[row]), {
-                other: found[clip_id] for other, found in places.items() if clip_id in found}))
+            pick = picks.setdefault(clip_id, Pick(clip_id, table.categories[row], table.states[row], int(table.labels_N[row]), {}))
             pick.kinds.add(kind)
+    for name, table in predictions.items():
+        for row, clip_id in enumerate(table.clip_ids):
+            if clip_id in picks:
+                picks[clip_id].rows[name] = row
     return sorted(picks.values(), key=lambda pick: (pick.category, pick.clip_id))
+
+
+def _chosen_rows(table: Predictions, threshold: float, alone: bool) -> list[tuple[int, str]]:
+    """Rows of one run to show, each with its kind. Alone, a run shows both classes of its right clips; several together share the room."""
+    distance_N = np.abs(table.scores_N - threshold)
+    outcome_N = _outcomes(table, threshold)
+    # Groups: right normal, missed, false alarm, unparsed, right anomalous.
+    group_N = np.where((outcome_N == 0) & (table.labels_N == 1), 4, outcome_N) if alone else outcome_N
+    names, category_of_N = np.unique(np.array(table.categories), return_inverse=True)
+    found = []
+
+    def pick(rows: np.ndarray, sign: int) -> int:
+        """The row with the smallest (1) or largest (-1) distance; among equals the first or last clip id."""
+        best = rows[distance_N[rows] == (distance_N[rows].min() if sign > 0 else distance_N[rows].max())].tolist()
+        return (min if sign > 0 else max)(best, key=table.clip_ids.__getitem__)
+    for category in range(len(names)):
+        rows = np.flatnonzero((category_of_N == category) & ~np.isnan(distance_N))
+        for group in range(5):
+            if len(of_group := rows[group_N[rows] == group]):
+                found.append((pick(of_group, -1), OUTCOMES[group % 4]))
+        if len(rows):
+            found.append((pick(rows, 1), "uncertain"))
+    return found
 
 
 def strip_data_uri(frames_THWC: np.ndarray) -> tuple[str, int, int]:

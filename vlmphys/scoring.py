@@ -37,7 +37,9 @@ def choose_threshold(predictions: Predictions, given: float | None) -> dict:
     if predictions.constants["data_fingerprint"] is not None:
         return {"value": 0.0, "rule": "0: the scores are log-odds of vlmphys"}
     known = predictions.scores_N[~np.isnan(predictions.scores_N)]
-    if len(known) and known.min() >= 0 and known.max() <= 1:
+    if not len(known):
+        return {"value": 0.0, "rule": "0: no clip has a score"}
+    if known.min() >= 0 and known.max() <= 1:
         return {"value": 0.5, "rule": "0.5: all scores lie in [0, 1]"}
     return {"value": 0.0, "rule": "0: some scores lie outside [0, 1]"}
 
