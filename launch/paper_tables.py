@@ -7,24 +7,9 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from vlmphys.files import json_bytes, write_atomic
-from vlmphys.paper import PaperTable, read_seed, summary, tables
-
-
-def show(table: PaperTable, console: Console) -> None:
-    """Print one table and its notes."""
-    drawn = Table(title=table.title, title_justify="left", header_style="bold", row_styles=("", "dim"))
-    for number, title in enumerate(table.header):
-        drawn.add_column(Text(title), justify="right" if number else "left")
-    for row in table.rows:
-        drawn.add_row(*map(Text, row), style="bold" if row[0] == "mean" else None)
-    console.print(drawn)
-    for note in table.notes:
-        console.print(Text(f"- {note}"), style="dim")
-    console.print()
+from vlmphys.paper import read_seed, summary, tables
 
 
 def main() -> int:
@@ -47,7 +32,8 @@ def main() -> int:
         return 2
     console = Console()
     for table in made:
-        show(table, console if console.is_terminal else Console(width=240))
+        table.show(console if console.is_terminal else Console(width=240))
+        console.print()
     return 0
 
 

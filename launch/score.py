@@ -17,19 +17,24 @@ from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict
 from vlmphys.report import last_losses, write_html
-from vlmphys.records import label_of
+from vlmphys.records import Split, label_of
+from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
+from vlmphys.published import BY_CATEGORY_TITLE, beside_table, published_record, published_rows_table
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
-from vlmphys.tables import markdown_text, print_scores
+from vlmphys.tables import csv_text, markdown_text, print_scores, text_table
 
-WRITTEN = ("scores.json", "table.md", "report.html")
+WRITTEN = ("scores.json", "table.md", "table.csv", "table.tex", "report.html")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other "
-                                                 "program (JSONL or CSV with clip_id, label, score). "
-                                                 "Writes scores.json, table.md and report.html.")
-    parser.add_argument("--predictions", nargs="+", required=True, metavar="[NAME=]FILE", help="one file, or several to put side by side")
+                                                 "program (JSONL or CSV with clip_id, label, score; the text files of LLaMA-Factory, lmms-eval and Phys-AD). "
+                                                 "Writes scores.json, table.md, table.csv, table.tex and report.html.")
+    files = parser.add_mutually_exclusive_group(required=True)
+    files.add_argument("--predictions", nargs="+", metavar="[NAME=]FILE", help="one file, or several to put side by side")
+    files.add_argument("--compare", nargs="+", metavar="[NAME=]FILE", help="several files: side by side, and each against the first by paired "
+                                                                         "differences (the ablation: no_physics, single_turn, multi_turn)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results, of their own")
     parser.add_argument("--overwrite", action="store_true", help="write into --out although it holds other files, or scores of other "
                                                                  "predictions, which are lost")
@@ -96,20 +101,28 @@ def score(arguments: argparse.Namespace) -> None:
     """Read, compute, print and write; nothing is written before all of it is computed."""
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ValueError(f"--out {arguments.out} is a file: give a folder")
-    files = name_runs(arguments.predictions)
+    if arguments.compare and len(arguments.compare) < 2:
+        raise ValueError("--compare needs two files or more, the first of them to compare with: give another one, or use --predictions")
+    files = name_runs(arguments.compare or arguments.predictions)
     if not arguments.overwrite:
         check_out(arguments.out, files)
     labels = read_labels(arguments.labels) if arguments.labels else None
-    frames = split = packed_labels = None
+    frames = split = packed_labels = order = None
     quarantined: set[str] = set()
     if arguments.data:
         from vlmphys.shards import open_packed
         packed = open_packed(arguments.data)
         frames, split = packed.frames, packed.split
         packed_labels = {clip_id: label_of(state) for clip_id, (_, state) in frames.states().items()}
+        order = packed.clip_ids(Split.TEST)
         quarantined = {bad["clip_id"] for bad in packed.quarantined()}
     folders = name_runs(arguments.run) if arguments.run else {name: path.parent for name, path in files.items() if path.parent.is_dir()}
-    predictions = {name: read_predictions(path, labels, packed_labels) for name, path in files.items()}
+    order = list(labels) if labels is not None else order
+    predictions = {name: read_predictions(path, labels, packed_labels, order) for name, path in files.items()}
+    if arguments.compare:
+        given = {argument.partition("=")[0] for argument in arguments.compare}
+        names = named_by_variant({name: table.constants["variant"] for name, table in predictions.items()}) if not given & set(files) else {}
+        files, folders, predictions = ({names.get(name, name): value for name, value in of_run.items()} for of_run in (files, folders, predictions))
     if arguments.data:
         check_fingerprints(predictions.values(), packed.fingerprint, arguments.data)
     losses = {name: last_losses(folder) for name, folder in folders.items()}
@@ -118,17 +131,27 @@ def score(arguments: argparse.Namespace) -> None:
     for name, file in predictions_files(files, arguments.out).items():
         runs[name]["predictions_file"] = file
         runs[name]["warnings"] += [difference] if difference else []
-    page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row})
+    comparison = compare_runs(predictions, runs, arguments.seed) if arguments.compare else None
+    tables = [*(ablation_tables(comparison) if comparison else ()), *filter(None, (beside_table(runs), published_rows_table(runs)))]
+    page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row},
+                      tables)
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
-    document = json.dumps(scores_document(runs, n_common), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, text in zip(WRITTEN, (document, markdown_text(runs), page), strict=True):
+    document = json.dumps(scores_document(runs, n_common, comparison=comparison, published=published_record(runs)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    markdown = "\n".join([markdown_text(runs), *(table.markdown() for table in tables)])
+    latex = "\n".join(table.latex() for table in (text_table(runs), *tables))
+    for name, text in zip(WRITTEN, (document, markdown, csv_text(runs), latex, page), strict=True):
         write_atomic(arguments.out / name, text.encode())
     console = Console()
     # A table cut off at 80 columns helps nobody: a pipe or a log file has room.
-    print_scores(runs, console if console.is_terminal else Console(width=200))
+    console = console if console.is_terminal else Console(width=200)
+    print_scores(runs, console)
+    for table in tables:
+        # The published figures category by category are in the files: a terminal has no room for them.
+        if table.title != BY_CATEGORY_TITLE:
+            table.show(console)
     console.print(f"report: {arguments.out / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -5,7 +5,7 @@ Reading order. What a clip is and where it stands: `records`, `layout`, `splits`
 bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` ->
 `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside it `validation`, `signals`, `timing`, `flops`,
 `turn_gradients`, `tracking`, `checkpoint`, `runs`, and what lies below `engine`: `deepspeed_parts`, `compiling`, `out_of_memory`. After
-it: `inference`, `predict`, `predictions` (`rows`, `answer_files`), `metrics`, `paired`, `scoring`, `report` (`tables`, `charts`), `paper`, `export` (`card`). Before it:
+it: `inference`, `predict`, `predictions` (`rows`, `answer_files`), `metrics`, `paired`, `scoring`, `comparison`, `report` (`tables`, `text_tables`, `charts`), `published`, `paper`, `export` (`card`). Before it:
 `plan` (`cases`, `memory`, `duration`), `doctor`; both and `export` are commands of `cli`. The simulated bench: `mechanisms`,
 `simulation`; the tiny base that ships with the package: `tiny`, `pretrain`.
 """

@@ -10,19 +10,18 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from vlmphys.files import read_json
+from vlmphys.published import difference_notes, published
 from vlmphys.records import MAX_TURNS, Variant
+from vlmphys.text_tables import TextTable
 
-PUBLISHED_FILE = Path(__file__).parent / "published_tables.json"
+FINE_TUNED = published()["table1"]["supervision"]["Ours"]
 # What each method of table 1 was given of Phys-AD (CVPR 2025, section 5): nothing, or anomalous clips with their explanations.
-ZERO_SHOT, FINE_TUNED = "zero-shot", "fine-tuned on some anomalies"
-SUPERVISION = {"LAVAD": ZERO_SHOT, "ZS Clip": ZERO_SHOT, "ZS ImageBind": ZERO_SHOT, "Video-ChatGPT": ZERO_SHOT, "Video-LLaMA": ZERO_SHOT,
-               "Video-LLaVA": ZERO_SHOT, "Ours": FINE_TUNED}
+SUPERVISION = published()["table1"]["supervision"]
 # The ablation's order in table 3.
 VARIANTS = (Variant.NO_PHYSICS, Variant.SINGLE_TURN, Variant.MULTI_TURN)
 METRICS = {"auroc_verdict": "verdict", "auroc": "score"}
@@ -41,28 +40,6 @@ class SeedResult:
     records: dict[str, dict[str, dict]]
     losses: dict[str, dict[str, float]]
     protocols: frozenset[str]
-
-
-@dataclass(frozen=True)
-class PaperTable:
-    """A table as text: `header` names the columns, `rows` begin with their label; `notes` are sentences below it."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    notes: list[str]
-
-    def markdown(self) -> str:
-        """The table in Markdown, with its notes."""
-        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"## {self.title}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in self.notes)
-
-
-@cache
-def published() -> dict:
-    """The published tables: `table1`, `table2`, `table3`, each with `rows` by category and `printed_mean`."""
-    return json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
 
 
 def read_seed(folder: Path) -> SeedResult:
@@ -127,7 +104,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def tables(seeds: list[SeedResult]) -> list[PaperTable]:
+def tables(seeds: list[SeedResult]) -> list[TextTable]:
     """The three tables and the losses. Raises ValueError for no seed at all."""
     if not seeds:
         raise ValueError("no seed's folder was given: give those that launch/reproduce_paper.sh wrote, seed_0 and so on")
@@ -152,15 +129,16 @@ def _shared_notes(seeds: list[SeedResult]) -> list[str]:
             "published means as printed; those of LAVAD, Video-ChatGPT and Video-LLaMA in table 1 are means over 22 categories, not over its 21 rows"]
 
 
-def _detection(seeds: list[SeedResult]) -> PaperTable:
+def _detection(seeds: list[SeedResult]) -> TextTable:
     methods = list(published()["table1"]["printed_mean"])
     header = ["category", *(f"{name} ({SUPERVISION[name]})" for name in methods), *(f"this run, {short} ({FINE_TUNED})" for short in METRICS.values())]
     rows = _rows(seeds, lambda category: [*(_published_cell("table1", category, name) for name in methods),
                                           *(spread(values_of(seeds, Variant.MULTI_TURN, figure, category)) for figure in METRICS)])
-    return PaperTable("Table 1: detection, AUROC", header, rows, [METRIC_HELP, *_shared_notes(seeds)])
+    return TextTable("Table 1: detection, AUROC", header, rows,
+                     [METRIC_HELP, *difference_notes(("table1",)), *_shared_notes(seeds)], frozenset({len(rows) - 1}))
 
 
-def _texts(seeds: list[SeedResult]) -> PaperTable:
+def _texts(seeds: list[SeedResult]) -> TextTable:
     columns = list(published()["table2"]["printed_mean"])
     own = {"sbert": "SBERT", "llm": "LLM"}
     rows = _rows(seeds, lambda category: [*(_published_cell("table2", category, name) for name in columns),
@@ -168,15 +146,17 @@ def _texts(seeds: list[SeedResult]) -> PaperTable:
     reasons = {figure: sorted({str(row.get("reasons", {}).get(figure)) for seed in seeds for row in seed.records.get(Variant.MULTI_TURN.value, {}).values()
                                if row.get(figure) is None}) for figure in own}
     notes = [f"{own[figure]} of this run is not there: {', '.join(found)}" for figure, found in reasons.items() if found]
-    return PaperTable("Table 2: explanation", ["category", *columns, *(f"this run, {name}" for name in own.values())], rows, [*notes, *_shared_notes(seeds)])
+    return TextTable("Table 2: explanation", ["category", *columns, *(f"this run, {name}" for name in own.values())], rows,
+                     [*notes, *difference_notes(("table2",)), *_shared_notes(seeds)], frozenset({len(rows) - 1}))
 
 
-def _ablation(seeds: list[SeedResult]) -> PaperTable:
+def _ablation(seeds: list[SeedResult]) -> TextTable:
     header = ["category", *(f"{variant.value}, published" for variant in VARIANTS),
               *(f"{variant.value}, this run, {short}" for short in METRICS.values() for variant in VARIANTS)]
     rows = _rows(seeds, lambda category: [*(_published_cell("table3", category, variant.value) for variant in VARIANTS),
                                           *(spread(values_of(seeds, variant, figure, category)) for figure in METRICS for variant in VARIANTS)])
-    return PaperTable("Table 3: ablation of the physics, AUROC", header, rows, [METRIC_HELP, *_ordering(seeds), *_shared_notes(seeds)])
+    return TextTable("Table 3: ablation of the physics, AUROC", header, rows, [METRIC_HELP, *_ordering(seeds), *_shared_notes(seeds)],
+                     frozenset({len(rows) - 1}))
 
 
 def _ordering(seeds: list[SeedResult]) -> list[str]:
@@ -191,14 +171,14 @@ def _ordering(seeds: list[SeedResult]) -> list[str]:
     return said
 
 
-def _losses(seeds: list[SeedResult]) -> PaperTable:
+def _losses(seeds: list[SeedResult]) -> TextTable:
     names = [name for name in LOSSES if any(name in row for seed in seeds for row in seed.losses.values())]
 
     def cells(losses: Mapping[str, float]) -> list[str]:
         return [f"{losses[name]:.4f}" if name in losses else "–" for name in names]
 
     rows = [[f"{variant.value}, {seed.name}", *cells(seed.losses[variant.value])] for variant in VARIANTS for seed in seeds if seed.losses.get(variant.value)]
-    return PaperTable("Losses at the end of training", ["run", *names], rows,
+    return TextTable("Losses at the end of training", ["run", *names], rows,
                       [f"nats a token, over the last {LAST_ROWS} logged rows of metrics.jsonl; with a model a category, the mean over the models"])
 
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -22,7 +22,8 @@ from PIL import Image
 from vlmphys.charts import histogram_svg, roc_svg
 from vlmphys.predictions import Predictions
 from vlmphys.records import MAX_TURNS, NORMAL_STATES
-from vlmphys.tables import COLUMN_HELP, COLUMNS, covered, figure_text, notes, table_rows
+from vlmphys.tables import COLUMN_HELP, columns_of, covered, figure_text, notes, table_rows
+from vlmphys.text_tables import TextTable
 
 HERE = Path(__file__).parent
 OUTCOMES = ("right", "missed", "false alarm", "unparsed")
@@ -47,16 +48,18 @@ class Pick:
 
 
 def write_html(runs: Mapping[str, dict], predictions: Mapping[str, Predictions], frames=None,
-               reference_of: Callable[[str, str], str | None] | None = None, losses: Mapping[str, dict] | None = None) -> str:
+               reference_of: Callable[[str, str], str | None] | None = None, losses: Mapping[str, dict] | None = None,
+               tables: Sequence[TextTable] = ()) -> str:
     """The page.
 
     runs: the scores of each run by its name; predictions: the rows that they were computed from. frames: a `FramesTable` for the film
     strips, or None. reference_of: (category, state) -> a reference explanation or None. losses: run's name -> last row of metrics.jsonl.
+    tables: further tables below that of the scores, such as the comparison with the first run and the published methods.
     """
     picks = pick_clips(runs, predictions)
     script = (HERE / "report_filter.js").read_text(encoding="utf-8")
     body = "\n".join([
-        _head(runs), _warning_box(runs), _score_table(runs), _loss_table(losses or {}), _panels(runs, predictions),
+        _head(runs), _warning_box(runs), _score_table(runs), *(table.html() for table in tables), _loss_table(losses or {}), _panels(runs, predictions),
         _clips(picks, runs, predictions, frames, reference_of), _foot(runs)])
     return Template((HERE / "report_template.html").read_text(encoding="utf-8")).substitute(
         title="vlmphys report", body=body, script=script,
@@ -181,15 +184,16 @@ def _warning_box(runs: Mapping[str, dict]) -> str:
 
 def _score_table(runs: Mapping[str, dict]) -> str:
     alone = len(runs) == 1
+    columns = columns_of(runs)
     groups = "" if alone else "<tr><th></th><th></th><th></th>" + "".join(
-        f'<th class="first" colspan="{len(COLUMNS)}">{escape(name)}</th>' for name in runs) + "</tr>"
+        f'<th class="first" colspan="{len(columns)}">{escape(name)}</th>' for name in runs) + "</tr>"
     titles = "".join(f'<th{" class=first" if key == "auroc" else ""} title="{escape(COLUMN_HELP[key])}">{title}</th>'
-                     for _ in runs for key, title in COLUMNS.items())
+                     for _ in runs for key, title in columns.items())
     lines = []
     for row in table_rows(runs):
         cells = []
         for name in runs:
-            for key in COLUMNS:
+            for key in columns:
                 record = row.records[name]
                 reason = escape((record or {}).get("reasons", {}).get(key, ""))
                 interval = record["auroc_ci95"] if record and alone and key == "auroc" else None
@@ -198,7 +202,7 @@ def _score_table(runs: Mapping[str, dict]) -> str:
                              f'{row.text(name, key)}{note}</td>')
         lines.append(f'<tr{" class=mean" if row.is_mean else ""}><th scope="row">{escape(row.label)}</th><td>{row.count("n")}</td>'
                      f'<td>{row.count("n_anomalous")}</td>{"".join(cells)}</tr>')
-    caption = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
+    caption = "; ".join(f"{title}: {COLUMN_HELP[key]}" for key, title in columns.items())
     return (f'<h2>Detection</h2><div class="box scroll"><table><caption>{escape(caption)}. '
             f'A dash is an undefined figure: hover for the reason.</caption>'
             f'<thead>{groups}<tr><th>category</th><th>clips</th><th>anom.</th>{titles}</tr></thead>'

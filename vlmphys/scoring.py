@@ -76,11 +76,8 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     and a clip without a score has none then.
     """
     chosen = choose_threshold(predictions, threshold)
-    missing_N = np.isnan(predictions.scores_N)
     own_verdicts = predictions.anomalous_N is not None
-    anomalous_N = predictions.anomalous_N if own_verdicts else predictions.scores_N >= chosen["value"]
-    unparsed_N = predictions.unparsed_N if own_verdicts else np.zeros(len(predictions), dtype=bool)
-    judged_N = np.ones(len(predictions), dtype=bool) if own_verdicts else ~missing_N
+    anomalous_N, unparsed_N, judged_N = hard_verdicts(predictions, chosen["value"])
     names, category_of_N = np.unique(np.array(predictions.categories), return_inverse=True)
     per_category, replicates, tied, one_verdict = {}, {}, [], []
     for index, name in enumerate(names.tolist()):
@@ -110,6 +107,14 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         "average_21": mean_record(per_category, published_21, replicates, strict=True),
         "average_22": mean_record(per_category, list(PHYS_AD_CATEGORIES), replicates, strict=True),
     }
+
+
+def hard_verdicts(predictions: Predictions, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Three bool arrays of length N: the verdict is anomalous; it could not be read; the clip has one (it has none where it would follow from a
+    score that is missing)."""
+    if predictions.anomalous_N is not None:
+        return predictions.anomalous_N, predictions.unparsed_N, np.ones(len(predictions), dtype=bool)
+    return predictions.scores_N >= threshold, np.zeros(len(predictions), dtype=bool), ~np.isnan(predictions.scores_N)
 
 
 def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, threshold: float, seed: int,
@@ -267,7 +272,8 @@ def name_runs(arguments: Sequence[str]) -> dict[str, Path]:
     return named
 
 
-def scores_document(runs: Mapping[str, dict], n_common: int | None = None) -> dict:
+def scores_document(runs: Mapping[str, dict], n_common: int | None = None, **parts: dict | None) -> dict:
     """What scores.json holds: the one run itself, or {"version", "n_common", "runs": {name: run}} for several, `n_common` as counted by
-    `compare_clips`."""
-    return next(iter(runs.values())) if len(runs) == 1 else {"version": SCORES_VERSION, "n_common": n_common, "runs": dict(runs)}
+    `compare_clips`; and beside them what else was computed of all runs together (`published`, `comparison`), where it is not None."""
+    document = next(iter(runs.values())) if len(runs) == 1 else {"version": SCORES_VERSION, "n_common": n_common, "runs": dict(runs)}
+    return {**document, **{name: part for name, part in parts.items() if part is not None}}

@@ -1,23 +1,30 @@
-"""The table of scores, for the terminal and as Markdown: one row a category, one group of columns a run. No torch."""
+"""The table of scores, for the terminal, as Markdown, LaTeX and CSV: one row a category, one group of columns a run. No torch."""
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-COLUMNS = {"auroc": "AUROC", "auroc_verdict": "balanced acc.", "ap": "AP", "accuracy": "acc."}
+from vlmphys.text_tables import TextTable
+
+COLUMNS = {"auroc": "AUROC", "auroc_verdict": "balanced acc.", "tpr": "TPR", "fpr": "FPR", "parse_rate": "read", "ap": "AP", "accuracy": "acc."}
 COLUMN_HELP = {
     "auroc": "area under the ROC curve of the continuous score",
     "auroc_verdict": "balanced accuracy of the hard verdict, (TPR + TNR) / 2, which the multi-turn paper calls AUROC",
+    "tpr": "share of the anomalous clips whose hard verdict is anomalous",
+    "fpr": "share of the normal clips that the hard verdict does not clear: called anomalous, or not to be read",
+    "parse_rate": "share of the verdicts that could be read",
     "ap": "average precision, positive class: anomalous",
     "accuracy": "share of clips on the right side of the threshold",
 }
 UNDEFINED = "–"
+WIDE = 125        # columns of a terminal that has room for every figure
 PHYS_AD_MEANS = {"average_21": 21, "average_22": 22}    # key of the record -> its number of categories
 
 
@@ -41,6 +48,12 @@ class TableRow:
         record = self.records[name]
         text = figure_text(record, key, with_interval)
         return f"{text} ({covered(record, key)} of {record['n_categories']})" if self.counted and text != UNDEFINED else text
+
+
+def columns_of(runs: Mapping[str, dict]) -> dict[str, str]:
+    """The columns of these runs, key -> title: all of COLUMNS but the parse rate where nothing was parsed."""
+    parsed = any(record.get("parse_rate") is not None for scores in runs.values() for record in scores["per_category"].values())
+    return {key: title for key, title in COLUMNS.items() if parsed or key != "parse_rate"}
 
 
 def covered(mean: dict, key: str) -> int:
@@ -67,7 +80,7 @@ def table_rows(runs: Mapping[str, dict]) -> list[TableRow]:
 
 def _mean_row(present: int, records: dict[str, dict | None]) -> TableRow:
     """The row of a mean over `present` categories; categories whose figure is undefined are not counted as if it covered them."""
-    counts = {covered(record, key) for record in records.values() if record is not None for key in COLUMNS if record[key] is not None}
+    counts = {covered(record, key) for record in records.values() if record is not None for key in COLUMNS if record.get(key) is not None}
     if len(counts) > 1:
         return TableRow("mean", True, records, counted=True)
     count = counts.pop() if counts else 0
@@ -105,15 +118,17 @@ def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
     return found
 
 
-def rich_table(runs: Mapping[str, dict]) -> Table:
-    """The table for a terminal."""
+def rich_table(runs: Mapping[str, dict], width: int = WIDE) -> Table:
+    """The table for a terminal of `width` columns: a narrow one has no room for the rates."""
     table = Table(title="Anomaly detection by category", title_justify="left", header_style="bold", row_styles=("", "dim"))
     table.add_column("category", no_wrap=True)
     table.add_column("clips", justify="right", no_wrap=True)
     table.add_column("anom.", justify="right", no_wrap=True)
     alone = len(runs) == 1
     # Several runs must fit a terminal: the two figures that are compared with the paper; the files have all of them.
-    keys = list(COLUMNS) if alone else ["auroc", "auroc_verdict"]
+    keys = ["auroc", "auroc_verdict"]
+    if alone:
+        keys = [key for key in columns_of(runs) if width >= WIDE or key not in ("tpr", "fpr", "parse_rate")]
     for name in runs:
         for key in keys:
             title = COLUMNS[key] if alone else f"{name if key == keys[0] else ''}\n{COLUMNS[key]}"
@@ -136,21 +151,44 @@ def console_text(runs: Mapping[str, dict], width: int = 100) -> str:
 
 def print_scores(runs: Mapping[str, dict], console: Console) -> None:
     """Print the table and its notes."""
-    console.print(rich_table(runs))
+    console.print(rich_table(runs, console.width))
     for note in notes(runs):
         console.print(Text(f"- {note}"), style="dim")
 
 
+def text_table(runs: Mapping[str, dict]) -> TextTable:
+    """The table with all its figures, and its notes."""
+    alone = len(runs) == 1
+    columns = columns_of(runs)
+    header = ["category", "clips", "anomalous", *(title if alone else f"{name} {title}" for name in runs for title in columns.values())]
+    rows = table_rows(runs)
+    lines = [[row.label, row.count("n"), row.count("n_anomalous"), *(row.text(name, key, with_interval=alone) for name in runs for key in columns)]
+             for row in rows]
+    explained = "; ".join(f"{title}: {COLUMN_HELP[key]}" for key, title in columns.items())
+    return TextTable("Anomaly detection by category", header, lines,
+                     [explained + ("; in brackets the 95 % bootstrap interval" if alone else ""), *notes(runs)],
+                     frozenset(place for place, row in enumerate(rows) if row.is_mean))
+
+
 def markdown_text(runs: Mapping[str, dict]) -> str:
     """The table and its notes as Markdown."""
-    alone = len(runs) == 1
-    header = ["category", "clips", "anomalous", *(title if alone else f"{name} {title}" for name in runs for title in COLUMNS.values())]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in table_rows(runs):
-        label = f"**{row.label}**" if row.is_mean else row.label
-        lines.append([label, row.count("n"), row.count("n_anomalous"),
-                      *(row.text(name, key, with_interval=alone) for name in runs for key in COLUMNS)])
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    columns = "; ".join(f"{COLUMNS[key]}: {text}" for key, text in COLUMN_HELP.items())
-    listed = [columns + ("; in brackets the 95 % bootstrap interval" if alone else ""), *notes(runs)]
-    return text + "\n\n" + "\n".join(f"- {note}" for note in listed) + "\n"
+    table = text_table(runs)
+    bold = [[f"**{line[0]}**", *line[1:]] if place in table.means else line for place, line in enumerate(table.rows)]
+    return replace(table, rows=bold).markdown()
+
+
+def csv_text(runs: Mapping[str, dict]) -> str:
+    """All figures for programs, unrounded: one row a run and category (or mean), with the interval's ends in columns of their own; an undefined
+    figure is an empty field. `kind` is `category`, or the key of the mean in scores.json."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    counts = ("n", "n_anomalous", "n_missing", "n_unparsed")
+    writer.writerow(["run", "kind", "category", *counts, "auroc", "auroc_ci95_low", "auroc_ci95_high", *(key for key in COLUMNS if key != "auroc")])
+    for name, scores in runs.items():
+        records = [("category", category, record) for category, record in scores["per_category"].items()]
+        records += [(key, "", scores[key]) for key in ("average", *PHYS_AD_MEANS)]
+        for kind, category, record in records:
+            low, high = record["auroc_ci95"] or (None, None)
+            writer.writerow([name, kind, category, *(record.get(key) for key in counts), record["auroc"], low, high,
+                             *(record.get(key) for key in COLUMNS if key != "auroc")])
+    return stream.getvalue()

@@ -187,11 +187,11 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(monkeypatch
     assert predicted.read_bytes() == before
 
 
-def test_score_writes_its_three_files_without_torch(repository, tmp_path, predicted, packed_folder):
+def test_score_writes_its_files_without_torch(repository, tmp_path, predicted, packed_folder):
     out = tmp_path / "scores"
     done = run(repository, "-c", NO_TORCH, "--predictions", predicted, "--data", packed_folder, "--out", out)
     assert "mean of 2" in done.stdout and str(out / "report.html") in done.stdout.replace("\n", "")
-    assert sorted(path.name for path in out.iterdir()) == ["report.html", "scores.json", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "scores.json", "table.csv", "table.md", "table.tex"]
     scores = json.loads((out / "scores.json").read_text())
     assert scores["protocol"] == "weak" and set(scores["per_category"]) == {"fan", "hinge"} and scores["average_21"]["auroc"] is None
     assert scores["fingerprints"]["split"] and scores["fingerprints"]["data"] == rows_of(predicted)[0]["data_fingerprint"]
@@ -218,6 +218,42 @@ def test_score_puts_several_files_side_by_side(repository, tmp_path, predicted):
     assert "base" in done.stdout and "again" in done.stdout
     runs = json.loads((out / "scores.json").read_text())["runs"]
     assert list(runs) == ["base", "again"] and runs["base"] == runs["again"]
+
+
+def test_score_compares_each_run_with_the_first(monkeypatch, repository, tmp_path, predicted, capsys):
+    files = {variant: tmp_path / variant / "predictions.jsonl" for variant in ("no_physics", "single_turn", "multi_turn")}
+    for place, (variant, path) in enumerate(files.items()):
+        path.parent.mkdir()
+        path.write_text("".join(json.dumps({**row, "variant": variant, "score": row["score"] + place * row["label"]}) + "\n" for row in rows_of(predicted)))
+    out = tmp_path / "scores"
+    assert call(monkeypatch, repository, "score", "--compare", *files.values(), "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "Compared with no_physics: AUROC of the score" in printed and "multi_turn − no_physics [95 %]" in printed
+    document = json.loads((out / "scores.json").read_text())
+    assert list(document["runs"]) == list(files) and document["comparison"]["base"] == "no_physics"
+    mean = document["comparison"]["against"]["multi_turn"]["auroc"]["mean"]
+    assert mean["n_categories"] == 2 and mean["difference"] >= 0 and document["published"]["shared_categories"] == ["fan", "hinge"]
+    cell = f"{mean['difference']:+.3f} [{mean['difference_ci95'][0]:+.3f}, {mean['difference_ci95'][1]:+.3f}]"
+    for name in ("table.md", "table.tex", "report.html"):
+        assert cell in (out / name).read_text(), name
+    assert "multi\\_turn $-$ no\\_physics" in (out / "table.tex").read_text() and "Ours, multi-turn paper" in (out / "report.html").read_text()
+    assert call(monkeypatch, repository, "score", "--compare", f"x={files['multi_turn']}", *list(files.values())[:1], "--out", tmp_path / "named") == 0
+    assert list(json.loads((tmp_path / "named/scores.json").read_text())["runs"])[0] == "x", "a name that was given stays"
+    capsys.readouterr()
+    assert call(monkeypatch, repository, "score", "--compare", files["multi_turn"], "--out", tmp_path / "alone") == 2
+    assert "--compare needs two files or more" in capsys.readouterr().err
+
+
+def test_score_reads_llama_factorys_file_by_the_order_of_the_labels(monkeypatch, repository, tmp_path, capsys):
+    answers = {"fan/test/stuck/1": "Verdict: Anomalous. Reason: it stands.", "fan/test/anomaly_free/1": "Normal."}
+    texts, labels = tmp_path / "generated_predictions.jsonl", tmp_path / "labels.csv"
+    texts.write_text("".join(json.dumps({"prompt": "", "predict": text, "label": ""}) + "\n" for text in answers.values()))
+    labels.write_text("clip_id,label\n" + "".join(f"{clip},{int('stuck' in clip)}\n" for clip in answers))
+    assert call(monkeypatch, repository, "score", "--predictions", texts, "--labels", labels, "--out", tmp_path / "out") == 0
+    fan = json.loads((tmp_path / "out/scores.json").read_text())["per_category"]["fan"]
+    assert fan["auroc_verdict"] == fan["tpr"] == 1 and fan["fpr"] == 0 and fan["auroc"] is None
+    assert call(monkeypatch, repository, "score", "--predictions", texts, "--out", tmp_path / "none") == 2
+    assert "names no clip: give --labels" in capsys.readouterr().err
 
 
 def test_score_leaves_other_files_and_the_scores_of_others_alone(monkeypatch, repository, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from vlmphys.records import Split
 from vlmphys.scoring import (NOT_COMPUTED, PHYS_AD_CATEGORIES, compare_clips, mean_record, name_runs, score_predictions,
                              scores_document)
 from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY
-from vlmphys.tables import console_text, markdown_text
+from vlmphys.tables import COLUMNS, console_text, csv_text, markdown_text, text_table
 
 pytestmark = pytest.mark.unit
 
@@ -212,10 +213,10 @@ def test_a_mean_is_named_by_the_categories_that_it_covers(tmp_path):
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
         return markdown_text({"p": scored(tmp_path / "p.jsonl")})
     assert "| **mean of 2** |" in text(rows)
-    # Only normal clips in fan: all but accuracy are undefined there.
+    # Only normal clips in fan: all but accuracy and the false positive rate are undefined there.
     mean = next(line for line in text([row for row in rows if row["clip_id"][0] == "g" or not row["label"]]).splitlines() if "**mean" in line)
     cells = [cell.strip() for cell in mean.strip("|").split("|")]
-    assert cells[0] == "**mean**" and [cell[-8:] for cell in cells[3:]] == ["(1 of 2)"] * 3 + ["(2 of 2)"]
+    assert cells[0] == "**mean**" and [cell[-8:] for cell in cells[3:]] == ["(1 of 2)"] * 3 + ["(2 of 2)", "(1 of 2)", "(2 of 2)"]
     # Nothing but a missing score in fan: every figure covers gear alone.
     assert "| **mean of 1 of 2** |" in text([{**row, "score": row["score"] if row["clip_id"][0] == "g" else None} for row in rows])
     assert "| **mean of 0 of 2** |" in text([{**row, "score": None} for row in rows])
@@ -253,3 +254,25 @@ def test_tables_show_every_run_and_dash_what_is_undefined(tmp_path):
     console = console_text(runs, width=140)
     assert "fan" in console and "–" in console and f"{runs['one']['per_category']['fan']['auroc']:.3f}" in console
     assert "[bold]" not in console
+
+
+def test_the_csv_holds_every_figure_unrounded(tmp_path):
+    write_rows(tmp_path / "p.jsonl", ["fan", "gear"])
+    runs = {"p": scored(tmp_path / "p.jsonl")}
+    rows = list(csv.DictReader(csv_text(runs).splitlines()))
+    assert [(row["kind"], row["category"]) for row in rows] == [("category", "fan"), ("category", "gear"), ("average", ""), ("average_21", ""), ("average_22", "")]
+    for row, record in zip(rows, [*runs["p"]["per_category"].values(), runs["p"]["average"], runs["p"]["average_21"], runs["p"]["average_22"]], strict=True):
+        for key in (*COLUMNS, "n", "n_anomalous"):
+            assert row[key] == ("" if record[key] is None else repr(record[key])), (key, row)
+        assert row["auroc_ci95_low"] == ("" if record["auroc_ci95"] is None else repr(record["auroc_ci95"][0]))
+    assert rows[3]["auroc"] == "" and rows[0]["parse_rate"] == "" and rows[0]["run"] == "p"
+
+
+def test_the_parse_rate_has_a_column_only_where_something_was_parsed(tmp_path):
+    rows = write_rows(tmp_path / "p.jsonl", ["fan"])
+    assert "read" not in text_table({"p": scored(tmp_path / "p.jsonl")}).header
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({**row, "verdict": "normal"}) + "\n" for row in rows))
+    table = text_table({"p": scored(tmp_path / "p.jsonl")})
+    assert table.rows[0][table.header.index("read")] == "1.000" and table.rows[0][table.header.index("TPR")] == "0.000"
+    wide, narrow = (console_text({"p": scored(tmp_path / "p.jsonl")}, width) for width in (140, 100))
+    assert "TPR" in wide and "TPR" not in narrow.split("- accuracy")[0] and "balanced acc." in narrow

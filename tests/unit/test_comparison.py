@@ -1,0 +1,115 @@
+"""Runs against the first: paired over common clips, by category and in the mean, in numbers and in the table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
+from vlmphys.paired import delong
+from vlmphys.predictions import read_predictions
+from vlmphys.scoring import score_predictions
+
+pytestmark = pytest.mark.unit
+
+
+def write(path, seed: int, gain: float, categories=("fan", "gear"), clips: int = 40, **columns):
+    noise, common = np.random.default_rng(seed), np.random.default_rng(99)
+    rows = [{"clip_id": f"{category}/test/x/{clip}", "label": clip % 2, "score": round(float(common.normal() + noise.normal() + gain * (clip % 2)), 2),
+             **columns} for category in categories for clip in range(clips)]
+    save(path, rows)
+    return rows
+
+
+def save(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def compared(tmp_path, names=("one", "two"), seed: int = 0):
+    tables = {name: read_predictions(tmp_path / f"{name}.jsonl") for name in names}
+    runs = {name: score_predictions(table) for name, table in tables.items()}
+    return compare_runs(tables, runs, seed), runs
+
+
+def test_differences_are_those_of_the_common_clips(tmp_path):
+    one = write(tmp_path / "one.jsonl", 0, 0.5)
+    two = write(tmp_path / "two.jsonl", 1, 2.0)
+    two[3]["score"] = None
+    save(tmp_path / "two.jsonl", [*two[1:][::-1], {"clip_id": "fan/test/x/new", "label": 1, "score": 0.0}])
+    comparison, runs = compared(tmp_path)
+    part = comparison["against"]["two"]
+    assert comparison["base"] == "one" and part["n_common"] == 79 and part["auroc"]["n_left_out"] == 1
+    scores = {name: {row["clip_id"]: row["score"] for row in rows} for name, rows in (("one", one), ("two", two))}
+    for category in ("fan", "gear"):
+        clips = [row for row in one[1:] if row["clip_id"].startswith(category) and scores["two"][row["clip_id"]] is not None]
+        labels = np.array([row["label"] for row in clips])
+        first, second = (np.array([scores[name][row["clip_id"]] for row in clips]) for name in ("one", "two"))
+        record = part["auroc"]["per_category"][category]
+        assert record["n"] == len(clips) and record["n_anomalous"] == labels.sum()
+        assert record["base"] == pytest.approx(roc_auc_score(labels, first)) and record["run"] == pytest.approx(roc_auc_score(labels, second))
+        assert record["difference"] == pytest.approx(record["run"] - record["base"]) and record["p"] == pytest.approx(delong(labels, first, second).p)
+        low, high = record["difference_ci95"]
+        assert low < record["difference"] < high
+        verdicts = part["auroc_verdict"]["per_category"][category]
+        assert verdicts["base"] == pytest.approx(balanced_accuracy_score(labels, first >= 0))
+        assert verdicts["run"] == pytest.approx(balanced_accuracy_score(labels, second >= 0))
+    mean = part["auroc"]["mean"]
+    assert mean["difference"] == pytest.approx(np.mean([record["difference"] for record in part["auroc"]["per_category"].values()]))
+    assert mean["difference_ci95"][0] < mean["difference"] < mean["difference_ci95"][1] and 0 < mean["p"] < 0.05
+    assert mean["difference_ci95"][1] - mean["difference_ci95"][0] < np.ptp(part["auroc"]["per_category"]["fan"]["difference_ci95"])
+    assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison and compared(tmp_path)[0] == comparison
+    assert compared(tmp_path, seed=1)[0] != comparison
+
+
+def test_a_run_against_itself_differs_by_nothing_and_has_no_p_in_a_category(tmp_path):
+    rows = write(tmp_path / "one.jsonl", 0, 1.0)
+    save(tmp_path / "two.jsonl", rows)
+    part = compared(tmp_path)[0]["against"]["two"]["auroc"]
+    for record in part["per_category"].values():
+        assert record["difference"] == 0 and record["difference_ci95"] == [0, 0] and record["p"] is None and "no variance" in record["reasons"]["p"]
+    assert part["mean"]["difference"] == 0 and part["mean"]["p"] == 1.0
+
+
+def test_a_category_with_one_class_is_left_out_by_name(tmp_path):
+    for name, seed in (("one", 0), ("two", 1)):
+        save(tmp_path / f"{name}.jsonl", [row for row in write(tmp_path / "x.jsonl", seed, 1.0) if row["clip_id"][0] == "f" or row["label"]])
+    comparison, _ = compared(tmp_path)
+    part = comparison["against"]["two"]["auroc"]
+    assert part["per_category"]["gear"]["difference"] is None and "one class only" in part["per_category"]["gear"]["reasons"]["difference"]
+    assert part["mean"]["n_categories"] == 1 and part["mean"]["left_out"] == ["gear"]
+    table = ablation_tables(comparison)[0]
+    assert [row[0] for row in table.rows] == ["fan", "gear", "mean of 1"] and table.rows[1][-3:] == ["–"] * 3
+    assert any("no difference in gear" in note for note in table.notes)
+
+
+def test_runs_without_common_clips_have_no_mean(tmp_path):
+    write(tmp_path / "one.jsonl", 0, 1.0, ("fan",))
+    write(tmp_path / "two.jsonl", 0, 1.0, ("gear",))
+    comparison, _ = compared(tmp_path)
+    part = comparison["against"]["two"]
+    assert part["n_common"] == 0 and part["auroc"]["mean"]["difference"] is None and part["auroc"]["mean"]["reasons"]["p"] == "undefined in every category"
+    assert ablation_tables(comparison)[0].rows == [["mean of 0", "", "–", "–", "–", "–"]]
+
+
+def test_the_ablation_table(tmp_path):
+    for seed, (name, gain) in enumerate((("no_physics", 0.5), ("single_turn", 0.2), ("multi_turn", 3.0))):
+        write(tmp_path / f"{name}.jsonl", seed, gain)
+    comparison, _ = compared(tmp_path, ("no_physics", "single_turn", "multi_turn"))
+    score, verdict = ablation_tables(comparison)
+    assert score.header == ["category", "clips", "no_physics", "single_turn", "single_turn − no_physics [95 %]", "p",
+                            "multi_turn", "multi_turn − no_physics [95 %]", "p"]
+    record = comparison["against"]["multi_turn"]["auroc"]["per_category"]["fan"]
+    low, high = record["difference_ci95"]
+    assert score.rows[0][6:8] == [f"{record['run']:.3f}", f"{record['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"]
+    assert score.rows[-1][0] == "mean of 2" and score.means == {2}
+    assert any("no_physics 0.925, single_turn 0.787, multi_turn 0.967" in note for note in verdict.notes)
+    assert not any("0.925" in note for note in score.notes), "the paper's figure is that of the hard verdict"
+
+
+def test_runs_are_named_by_their_variants_where_these_tell_them_apart():
+    assert named_by_variant({"a": "no_physics", "b": "multi_turn"}) == {"a": "no_physics", "b": "multi_turn"}
+    for variants in ({"a": "multi_turn", "b": "multi_turn"}, {"a": "multi_turn", "b": None}):
+        assert named_by_variant(variants) == {"a": "a", "b": "b"}
