@@ -94,11 +94,9 @@ def verdict_auroc(labels_N, anomalous_N, unparsed_N=None) -> Figure:
     `anomalous_N` is True where the verdict is anomalous; where `unparsed_N` is True there is none, and the clip counts as
     wrong whatever its class: an answer that cannot be read has neither caught a fault nor cleared a normal clip.
     """
-    labels_N = np.asarray(labels_N, dtype=bool)
-    if reason := _one_class(labels_N):
-        return Figure(None, reason.replace(" with a score", ""))
-    caught, alarmed = verdict_rates(labels_N, anomalous_N, unparsed_N)
-    return Figure((caught.value + 1 - alarmed.value) / 2)
+    # By ranks rather than by the two rates: the same rounding as wherever else the verdict is ranked.
+    area = auroc(labels_N, verdict_scores(labels_N, anomalous_N, unparsed_N))
+    return area if area.reason is None else Figure(None, area.reason.replace(" with a score", ""))
 
 
 def verdict_rates(labels_N, anomalous_N, unparsed_N=None) -> tuple[Figure, Figure]:

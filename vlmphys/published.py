@@ -107,7 +107,7 @@ def beside_table(runs: Mapping[str, dict]) -> TextTable | None:
         for column in columns or source["printed_mean"]:
             rows.append([f"{column}, {source['source']}", source["supervision"][column], FIGURE_OF[table],
                          _mean_text(mean_over(source["rows"], column, shared), len(known), len(shared)),
-                         f"{mean_over(source['rows'], column):.3f} ({len(source['rows'])})", f"{source['printed_mean'][column]:.3f}"])
+                         f"{mean_over(source['rows'], column):.4f} ({len(source['rows'])})", f"{source['printed_mean'][column]:.3f}"])
     header = ["method", "given of Phys-AD", "AUROC of the", f"mean over the {len(shared)} shared", "mean over all its rows", "as printed"]
     notes = ["published rows are other experiments: other clips where the bench is simulated, and another split in any case; compare a level of "
              "supervision with its own kind", f"shared: {', '.join(shared)}; in brackets over how many categories, where it is not all of them",

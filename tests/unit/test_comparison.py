@@ -55,6 +55,7 @@ def test_differences_are_those_of_the_common_clips(tmp_path):
         assert low < record["difference"] < high
         verdicts = part["auroc_verdict"]["per_category"][category]
         assert verdicts["base"] == pytest.approx(balanced_accuracy_score(labels, first >= 0))
+        assert verdicts["n"] == record["n"]
         assert verdicts["run"] == pytest.approx(balanced_accuracy_score(labels, second >= 0))
     mean = part["auroc"]["mean"]
     assert mean["difference"] == pytest.approx(np.mean([record["difference"] for record in part["auroc"]["per_category"].values()]))
@@ -67,9 +68,12 @@ def test_differences_are_those_of_the_common_clips(tmp_path):
 def test_a_run_against_itself_differs_by_nothing_and_has_no_p_in_a_category(tmp_path):
     rows = write(tmp_path / "one.jsonl", 0, 1.0)
     save(tmp_path / "two.jsonl", rows)
-    part = compared(tmp_path)[0]["against"]["two"]["auroc"]
+    comparison, runs = compared(tmp_path)
+    part = comparison["against"]["two"]["auroc"]
+    for category, record in comparison["against"]["two"]["auroc_verdict"]["per_category"].items():
+        assert record["base"] == runs["one"]["per_category"][category]["auroc_verdict"], "the same figure to the last bit in both tables"
     for record in part["per_category"].values():
-        assert record["difference"] == 0 and record["difference_ci95"] == [0, 0] and record["p"] is None and "no variance" in record["reasons"]["p"]
+        assert record["base"] == record["run"] and record["difference"] == 0 and record["difference_ci95"] == [0, 0] and record["p"] is None and "no variance" in record["reasons"]["p"]
     assert part["mean"]["difference"] == 0 and part["mean"]["p"] == 1.0
 
 
