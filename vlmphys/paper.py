@@ -135,7 +135,7 @@ def _detection(seeds: list[SeedResult]) -> TextTable:
     rows = _rows(seeds, lambda category: [*(_published_cell("table1", category, name) for name in methods),
                                           *(spread(values_of(seeds, Variant.MULTI_TURN, figure, category)) for figure in METRICS)])
     return TextTable("Table 1: detection, AUROC", header, rows,
-                     [METRIC_HELP, *difference_notes(("table1",)), *_shared_notes(seeds)], frozenset({len(rows) - 1}))
+                     [METRIC_HELP, *_shared_notes(seeds)], frozenset({len(rows) - 1}))
 
 
 def _texts(seeds: list[SeedResult]) -> TextTable:

@@ -72,10 +72,15 @@ def table_rows(runs: Mapping[str, dict]) -> list[TableRow]:
             name: scores["average"] if tuple(scores["average"]["categories"]) == present else None for name, scores in runs.items()}))
     for key, label in ((key, f"mean of the {number}") for key, number in PHYS_AD_MEANS.items()):
         shown = all(set(scores[key]["categories"]) == set(scores["average"]["categories"]) for scores in runs.values())
-        if not shown and any(scores[key]["auroc"] is not None for scores in runs.values()):
-            rows.append(TableRow(label, True, {
-                name: scores[key] if scores[key]["auroc"] is not None else None for name, scores in runs.items()}))
+        records = {name: scores[key] if _has_a_mean(scores[key]) else None for name, scores in runs.items()}
+        if not shown and any(records.values()):
+            rows.append(TableRow(label, True, records))
     return rows
+
+
+def _has_a_mean(record: dict) -> bool:
+    """Whether a mean of Phys-AD's categories is there, of the score or, where a file holds verdicts alone, of these."""
+    return record["auroc"] is not None or record["auroc_verdict"] is not None
 
 
 def _mean_row(present: int, records: dict[str, dict | None]) -> TableRow:
@@ -112,7 +117,7 @@ def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
         # With fewer categories nobody expects these means.
         if max(len(scores["per_category"]) for scores in runs.values()) < number:
             continue
-        if all(scores[key]["auroc"] is None for scores in runs.values()):
+        if not any(_has_a_mean(scores[key]) for scores in runs.values()):
             reasons = dict.fromkeys(scores[key]["reasons"]["auroc"] for scores in runs.values())
             found.append(f"mean of the {number} of Phys-AD undefined: {'; '.join(reasons)}")
     return found

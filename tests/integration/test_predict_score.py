@@ -322,6 +322,17 @@ def test_score_reads_a_bare_csv_and_labels_from_elsewhere(repository, tmp_path):
     assert fan["auroc"] == fan["ap"] == fan["accuracy"] == 1.0
 
 
+def test_the_readmes_csv_is_scored_by_the_readmes_command(monkeypatch, repository, tmp_path):
+    section = (repository / "launch/README.md").read_text().partition("## Scoring")[2]
+    command, rows = (block.strip() for block in section.split("```")[1:4:2])
+    words = command.partition("#")[0].split()
+    assert words[:2] == ["python", "launch/score.py"] and rows.startswith("clip_id,label,score\n")
+    (tmp_path / "my_scores.csv").write_text(rows + "\n")
+    given = [str(tmp_path / word) if word in ("my_scores.csv", "scores") else word for word in words[2:]]
+    assert call(monkeypatch, repository, "score", *given) == 0
+    assert json.loads((tmp_path / "scores/scores.json").read_text())["per_category"]["fan"]["auroc"] == 1.0
+
+
 def test_score_refuses_bad_input_and_writes_nothing(monkeypatch, repository, tmp_path, capsys):
     good, bare = tmp_path / "good.csv", tmp_path / "bare.csv"
     good.write_text("clip_id,label,score\nfan/1,1,0.5\nfan/2,0,0.1\n")

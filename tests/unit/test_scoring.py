@@ -276,3 +276,14 @@ def test_the_parse_rate_has_a_column_only_where_something_was_parsed(tmp_path):
     assert table.rows[0][table.header.index("read")] == "1.000" and table.rows[0][table.header.index("TPR")] == "0.000"
     wide, narrow = (console_text({"p": scored(tmp_path / "p.jsonl")}, width) for width in (140, 100))
     assert "TPR" in wide and "TPR" not in narrow.split("- accuracy")[0] and "balanced acc." in narrow
+
+
+def test_a_file_of_verdicts_alone_has_its_means_too(tmp_path):
+    write_rows(tmp_path / "p.jsonl", PHYS_AD_CATEGORIES)
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({**row, "score": None, "verdict": "anomalous" if row["label"] else "normal"}) + "\n"
+                                              for row in rows))
+    scores = scored(tmp_path / "p.jsonl")
+    assert scores["average_21"]["auroc"] is None and scores["average_21"]["auroc_verdict"] == 1 and scores["threshold"]["rule"] == "0: no clip has a score"
+    text = markdown_text({"p": scores})
+    assert "| **mean of 22** |" in text and "| **mean of the 21** |" in text and "of Phys-AD undefined" not in text
