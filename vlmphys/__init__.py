@@ -1,13 +1,14 @@
 """vlmphys: fine-tune a video-language model to inspect mechanisms, after teaching it how they should move.
 
 Reading order. What a clip is and where it stands: `records`, `layout`, `splits`; how files are written: `files`. What is said about it:
-`priors`, `prompts`, `dialogue`. From video to shards: `video`, `pixels`, `shards`, `packing` (`workers`), `verifying`. Training, top to
-bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` ->
-`train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside it `validation`, `signals`, `timing`, `flops`,
-`turn_gradients`, `tracking`, `checkpoint`, `runs`, and what lies below `engine`: `deepspeed_parts`, `compiling`, `out_of_memory`. After
-it: `inference`, `predict`, `predictions` (`rows`, `answer_files`), `metrics`, `paired`, `scoring`, `comparison`, `report` (`tables`, `text_tables`, `charts`), `published`, `paper`, `export` (`card`). Before it:
-`plan` (`cases`, `memory`, `duration`), `doctor`; both and `export` are commands of `cli`. The simulated bench: `mechanisms`,
-`simulation`; the tiny base that ships with the package: `tiny`, `pretrain`.
+`priors`, `prompts`, `dialogue`; `prior_lint`, and `paeval` for the texts of other judges. From video to shards: `video`, `pixels`,
+`shards`, `packing` (`workers`), `verifying`. Training, top to bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`,
+`train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside it
+`validation`, `signals`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`, `runs`, and what lies below `engine`:
+`deepspeed_parts`, `compiling`, `out_of_memory`. After it: `inference`, `predict`, `predictions` (`rows`, `answer_files`),
+`metrics` (`paired`), `scoring`, `comparison`, `published`, `report` (`tables`, `text_tables`, `charts`), `paper`, `export` (`card`). Before
+it: `plan` (`cases`, `memory`, `duration`), `doctor`; both and `export` are commands of `cli`. The simulated bench: `mechanisms`,
+`simulation`, `preview`; what it gives away: `cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
 """
 
 __version__ = "0.1.0"
