@@ -12,16 +12,17 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
 from vlmphys.files import read_json, write_atomic
 from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict
-from vlmphys.report import last_losses, write_html
-from vlmphys.records import Split, label_of
-from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
 from vlmphys.published import BY_CATEGORY_TITLE, beside_table, published_record, published_rows_table
+from vlmphys.records import Split, label_of
+from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
 from vlmphys.tables import csv_text, markdown_text, print_scores, text_table
+from vlmphys.text_tables import TextTable
 
 WRITTEN = ("scores.json", "table.md", "table.csv", "table.tex", "report.html")
 
@@ -29,8 +30,8 @@ WRITTEN = ("scores.json", "table.md", "table.csv", "table.tex", "report.html")
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other "
-                                                 "program (JSONL or CSV with clip_id, label, score; the text files of LLaMA-Factory, lmms-eval and Phys-AD). "
-                                                 "Writes scores.json, table.md, table.csv, table.tex and report.html.")
+                                                 "program (JSONL or CSV with clip_id, label, score; the texts of LLaMA-Factory, "
+                                                 "lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex and report.html.")
     files = parser.add_mutually_exclusive_group(required=True)
     files.add_argument("--predictions", nargs="+", metavar="[NAME=]FILE", help="one file, or several to put side by side")
     files.add_argument("--compare", nargs="+", metavar="[NAME=]FILE", help="several files: side by side, and each against the first by paired "
@@ -119,9 +120,8 @@ def score(arguments: argparse.Namespace) -> None:
     folders = name_runs(arguments.run) if arguments.run else {name: path.parent for name, path in files.items() if path.parent.is_dir()}
     order = list(labels) if labels is not None else order
     predictions = {name: read_predictions(path, labels, packed_labels, order) for name, path in files.items()}
-    if arguments.compare:
-        given = {argument.partition("=")[0] for argument in arguments.compare}
-        names = named_by_variant({name: table.constants["variant"] for name, table in predictions.items()}) if not given & set(files) else {}
+    if arguments.compare and not {argument.partition("=")[0] for argument in arguments.compare} & set(files):
+        names = named_by_variant({name: table.constants["variant"] for name, table in predictions.items()})
         files, folders, predictions = ({names.get(name, name): value for name, value in of_run.items()} for of_run in (files, folders, predictions))
     if arguments.data:
         check_fingerprints(predictions.values(), packed.fingerprint, arguments.data)
@@ -139,11 +139,22 @@ def score(arguments: argparse.Namespace) -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
-    document = json.dumps(scores_document(runs, n_common, comparison=comparison, published=published_record(runs)), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    markdown = "\n".join([markdown_text(runs), *(table.markdown() for table in tables)])
-    latex = "\n".join(table.latex() for table in (text_table(runs), *tables))
-    for name, text in zip(WRITTEN, (document, markdown, csv_text(runs), latex, page), strict=True):
+    for name, text in texts(runs, n_common, comparison, tables, page).items():
         write_atomic(arguments.out / name, text.encode())
+    show(runs, tables, arguments.out / "report.html")
+
+
+def texts(runs: dict[str, dict], n_common: int, comparison: dict | None, tables: list[TextTable], page: str) -> dict[str, str]:
+    """What each file holds, by its name."""
+    document = scores_document(runs, n_common, comparison=comparison, published=published_record(runs))
+    written = (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+               "\n".join([markdown_text(runs), *(table.markdown() for table in tables)]), csv_text(runs),
+               "\n".join(table.latex() for table in (text_table(runs), *tables)), page)
+    return dict(zip(WRITTEN, written, strict=True))
+
+
+def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
+    """Print the tables and where the report is."""
     console = Console()
     # A table cut off at 80 columns helps nobody: a pipe or a log file has room.
     console = console if console.is_terminal else Console(width=200)
@@ -152,7 +163,7 @@ def score(arguments: argparse.Namespace) -> None:
         # The published figures category by category are in the files: a terminal has no room for them.
         if table.title != BY_CATEGORY_TITLE:
             table.show(console)
-    console.print(f"report: {arguments.out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
 def main() -> int:

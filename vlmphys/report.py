@@ -59,8 +59,8 @@ def write_html(runs: Mapping[str, dict], predictions: Mapping[str, Predictions],
     picks = pick_clips(runs, predictions)
     script = (HERE / "report_filter.js").read_text(encoding="utf-8")
     body = "\n".join([
-        _head(runs), _warning_box(runs), _score_table(runs), *(table.html() for table in tables), _loss_table(losses or {}), _panels(runs, predictions),
-        _clips(picks, runs, predictions, frames, reference_of), _foot(runs)])
+        _head(runs), _warning_box(runs), _score_table(runs), *(table.html() for table in tables), _loss_table(losses or {}),
+        _panels(runs, predictions), _clips(picks, runs, predictions, frames, reference_of), _foot(runs)])
     return Template((HERE / "report_template.html").read_text(encoding="utf-8")).substitute(
         title="vlmphys report", body=body, script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
@@ -184,7 +184,7 @@ def _warning_box(runs: Mapping[str, dict]) -> str:
 
 def _score_table(runs: Mapping[str, dict]) -> str:
     alone = len(runs) == 1
-    columns = columns_of(runs)
+    columns = columns_of(runs, rates=alone)
     groups = "" if alone else "<tr><th></th><th></th><th></th>" + "".join(
         f'<th class="first" colspan="{len(columns)}">{escape(name)}</th>' for name in runs) + "</tr>"
     titles = "".join(f'<th{" class=first" if key == "auroc" else ""} title="{escape(COLUMN_HELP[key])}">{title}</th>'

@@ -23,6 +23,7 @@ COLUMN_HELP = {
     "ap": "average precision, positive class: anomalous",
     "accuracy": "share of clips on the right side of the threshold",
 }
+RATES = ("tpr", "fpr", "parse_rate")
 UNDEFINED = "–"
 WIDE = 125        # columns of a terminal that has room for every figure
 PHYS_AD_MEANS = {"average_21": 21, "average_22": 22}    # key of the record -> its number of categories
@@ -50,10 +51,11 @@ class TableRow:
         return f"{text} ({covered(record, key)} of {record['n_categories']})" if self.counted and text != UNDEFINED else text
 
 
-def columns_of(runs: Mapping[str, dict]) -> dict[str, str]:
-    """The columns of these runs, key -> title: all of COLUMNS but the parse rate where nothing was parsed."""
+def columns_of(runs: Mapping[str, dict], rates: bool = True) -> dict[str, str]:
+    """The columns of these runs, key -> title: all of COLUMNS but the parse rate where nothing was parsed, and without the hard verdict's
+    rates where there is no room for them (`rates`)."""
     parsed = any(record.get("parse_rate") is not None for scores in runs.values() for record in scores["per_category"].values())
-    return {key: title for key, title in COLUMNS.items() if parsed or key != "parse_rate"}
+    return {key: title for key, title in COLUMNS.items() if (rates or key not in RATES) and (parsed or key != "parse_rate")}
 
 
 def covered(mean: dict, key: str) -> int:
@@ -133,7 +135,7 @@ def rich_table(runs: Mapping[str, dict], width: int = WIDE) -> Table:
     # Several runs must fit a terminal: the two figures that are compared with the paper; the files have all of them.
     keys = ["auroc", "auroc_verdict"]
     if alone:
-        keys = [key for key in columns_of(runs) if width >= WIDE or key not in ("tpr", "fpr", "parse_rate")]
+        keys = list(columns_of(runs, rates=width >= WIDE))
     for name in runs:
         for key in keys:
             title = COLUMNS[key] if alone else f"{name if key == keys[0] else ''}\n{COLUMNS[key]}"

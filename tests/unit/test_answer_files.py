@@ -24,7 +24,8 @@ def write_lines(path, rows):
 
 @pytest.mark.parametrize("text, verdict", [
     ("Verdict: Normal. Reason: even.", "normal"), ("verdict: anomalous", "anomalous"), ("Verdict: Normal. Verdict: Anomalous.", "unparsed"),
-    ("Verdict: maybe. The fan is abnormal.", "unparsed"), ("Normal", "normal"), ("'abnormal'", "anomalous"), ("**Anomalous**\nIt stands.", "anomalous"),
+    ("Verdict: maybe. The fan is abnormal.", "unparsed"), ("Normal", "normal"), ("'abnormal'", "anomalous"),
+    ("**Anomalous**\nIt stands.", "anomalous"),
     ("Abnormal: it shakes", "anomalous"), ("Normal fans turn.", "unparsed"), ("The function of the fan is abnormal because it stands.", "anomalous"),
     ("It appears to be normal. A broken one is abnormal.", "normal"), ("The fan is not normal.", "unparsed"), ("It isn't abnormal.", "unparsed"),
     ("It is hard to say whether it is normal.", "unparsed"), ("It is normal or abnormal.", "unparsed"), ("The normal fan is abnormal.", "unparsed"),
@@ -35,7 +36,8 @@ def test_verdicts_are_read_strictly(text, verdict):
 
 
 @pytest.mark.parametrize("text, score", [
-    ("0.7", 0.7), ("0", 0.0), ("1", 1.0), ("1.0", 1.0), (".25", 0.25), ("0.35.", 0.35), ("{anomalyscore=0.7}", 0.7), ("Here: {anomalyscore= 0.2} ok", 0.2),
+    ("0.7", 0.7), ("0", 0.0), ("1", 1.0), ("1.0", 1.0), (".25", 0.25), ("0.35.", 0.35), ("{anomalyscore=0.7}", 0.7),
+    ("Here: {anomalyscore= 0.2} ok", 0.2),
     ("{anomaly score: 1}", 1.0), ("{anomalyscore=0.1} {anomalyscore=0.9}", None), ("1.5", None), ("{anomalyscore=2}", None), ("85%", None),
     ("{anomalyscore=0.1.2}", None), ("0.7 of 1", None), ("-0.2", None), (".", None), ("", None), ("nan", None), ("1e-3", None)])
 def test_scores_are_read_strictly(text, score):
@@ -132,5 +134,6 @@ def test_printed_scores_become_scores_and_what_cannot_be_read_is_missing(tmp_pat
 
 
 def test_a_file_with_our_columns_is_not_taken_for_anothers(tmp_path):
-    path = write_lines(tmp_path / "p.jsonl", [{"clip_id": "fan/1", "label": 1, "score": 2.0, "predict": "x"}, {"clip_id": "fan/2", "label": 0, "score": 1}])
+    path = write_lines(tmp_path / "p.jsonl", [{"clip_id": "fan/1", "label": 1, "score": 2.0, "predict": "x"},
+                                              {"clip_id": "fan/2", "label": 0, "score": 1}])
     assert read_predictions(path).scores_N.tolist() == [2.0, 1.0]

@@ -20,8 +20,8 @@ def runs_of(tmp_path, categories, names=("p",)):
     for seed, name in enumerate(names):
         generator = np.random.default_rng(seed)
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps({"clip_id": f"{category}/test/x/{clip}", "label": clip % 2, "score": float(generator.normal() + clip % 2)}) + "\n"
-                                for category in categories for clip in range(16)))
+        path.write_text("".join(json.dumps({"clip_id": f"{category}/test/x/{clip}", "label": clip % 2,
+                                            "score": float(generator.normal() + clip % 2)}) + "\n" for category in categories for clip in range(16)))
         tables[name] = read_predictions(path)
     return {name: score_predictions(table) for name, table in tables.items()}, tables
 
@@ -58,7 +58,8 @@ def test_the_zero_shot_rows_of_both_papers_and_of_table_5_agree():
     for category, row in first["rows"].items():
         assert {method: value for method, value in row.items() if method != "Ours"} == {
             method: value for method, value in fourth["rows"][category].items() if fourth["supervision"][method] == "zero-shot"}
-    assert {method: row["classification"] for method, row in fifth["rows"].items()} == {method: fourth["printed_mean"][method] for method in fifth["rows"]}
+    for method, row in fifth["rows"].items():
+        assert row["classification"] == fourth["printed_mean"][method]
     assert fifth["supervision"].keys() == fifth["rows"].keys()
 
 
@@ -67,8 +68,10 @@ def test_runs_stand_beside_the_methods_over_the_categories_that_they_share(tmp_p
     table = published.beside_table(runs)
     cells = {row[0]: row for row in table.rows}
     fan, toothpaste = (published.published()["physad_table4_auroc"]["rows"][name]["MNAD.r"] for name in ("fan", "toothpaste"))
-    assert cells["MNAD.r, Phys-AD paper (CVPR 2025), table 4"][1:] == ["normal clips only", "score", f"{(fan + toothpaste) / 2:.3f}", "0.6693 (22)", "0.669"]
-    assert cells["Ours, multi-turn paper (ICASSP 2026), table 1"][1:] == ["fine-tuned on some anomalies", "hard verdict", "0.912 (1)", "0.9673 (21)", "0.967"]
+    assert cells["MNAD.r, Phys-AD paper (CVPR 2025), table 4"][1:] == [
+        "normal clips only", "score", f"{(fan + toothpaste) / 2:.3f}", "0.6693 (22)", "0.669"]
+    assert cells["Ours, multi-turn paper (ICASSP 2026), table 1"][1:] == [
+        "fine-tuned on some anomalies", "hard verdict", "0.912 (1)", "0.9673 (21)", "0.967"]
     own = [row for row in table.rows if row[0] == "p (this run)"]
     mean = np.mean([runs["p"]["per_category"][name]["auroc"] for name in ("fan", "toothpaste")])
     assert [row[2] for row in own] == ["score", "hard verdict"] and own[0][3] == f"{mean:.3f}" and own[0][1] == "not stated"

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from vlmphys.charts import histogram_svg, roc_svg
+from vlmphys.comparison import ablation_tables, compare_runs
 from vlmphys.predictions import read_predictions
+from vlmphys.published import beside_table, published_rows_table
 from vlmphys.report import last_losses, outcome_of, pick_clips, strip_data_uri, write_html
 from vlmphys.scoring import score_predictions
 
@@ -107,6 +109,18 @@ def test_text_of_models_and_names_is_shown_and_not_run(scored):
     text = " ".join(page.text)
     assert NASTY in text and "<u>reference</u>" in text and 'ge"ar<b>' in text and "<b>two" in text and "stuck<i>" in text
     assert {attrs["data-category"] for attrs in page.named("article")} == {"fan", 'ge"ar<b>'}
+
+
+def test_further_tables_stand_below_the_scores_and_are_escaped(scored):
+    runs, predictions = scored
+    comparison = compare_runs(predictions, runs)
+    tables = [*ablation_tables(comparison), beside_table(runs), published_rows_table(runs)]
+    page = Page(write_html(runs, predictions, tables=tables))
+    assert page.open == [] and page.named("b") and len(page.named("table")) == 1 + len(tables) == 5
+    text = " ".join(page.text)
+    assert "<b>two − one [95 %]" in text and 'ge"ar<b>' in text and "Ours, multi-turn paper (ICASSP 2026), table 1" in text
+    mean = comparison["against"]["<b>two"]["auroc"]["mean"]
+    assert f"{mean['difference']:+.3f} [{mean['difference_ci95'][0]:+.3f}, {mean['difference_ci95'][1]:+.3f}]" in text
 
 
 def test_cards_carry_what_the_filter_reads(scored):

@@ -9,7 +9,8 @@ import pytest
 from vlmphys.text_tables import TextTable, latex_text
 
 pytestmark = pytest.mark.unit
-TABLE = TextTable("A title", ["category", "a|b & <c>"], [["rubber_band", "50 %"], ["<b>x</b>", "–"], ["mean", "1"]], ["a note with <i>"], frozenset({2}))
+TABLE = TextTable("A title", ["category", "a|b & <c>"], [["rubber_band", "50 %"], ["<b>x</b>", "–"], ["mean", "1"]],
+                  ["a note with <i>"], frozenset({2}))
 
 
 def test_markdown_keeps_its_columns():
