@@ -68,6 +68,31 @@ def read_json(path: Path, cure: str) -> dict:
     return value
 
 
+def logged_rows(path: Path) -> list[dict]:
+    """The rows of a JSONL log, none where there is no such file; a last line that is still being written, or was cut off, is left out.
+
+    Raises ValueError, naming the file and the line, for anything else than an object a line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give the run folder that launch/train.py wrote") from error
+    rows, lines = [], text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith("}"):
+            break
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); remove that line, or train the run anew") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line[:60]!r}; remove that line, or train the run anew")
+        rows.append(row)
+    return rows
+
+
 def old_folder(target: Path) -> Path:
     """Where a folder waits while its successor takes its name."""
     return target.with_name(target.name + ".old")
