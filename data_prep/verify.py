@@ -21,8 +21,8 @@ def main() -> int:
     parser.add_argument("--data", help="folder that pack.py wrote")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files, where pack.py was given one; without --data: the folder to "
                         f"lint, or {PACKAGE!r} for the files that ship with vlmphys")
-    parser.add_argument("--model", help="compare with this model's tokenizer and image size too; without --data: whose positions an answer must fit "
-                        "(default: tiny)")
+    parser.add_argument("--model", help="compare with this model's tokenizer and image size too; without --data: whose positions a dialogue of 8 "
+                        "frames, the system sentence included, must fit (default: tiny)")
     options = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
     try:
