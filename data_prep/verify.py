@@ -30,7 +30,7 @@ def main() -> int:
             raise ValueError(f"nothing to check: give --data DIR, or --priors DIR (or {PACKAGE}) to lint priors alone")
         if options.data is None:
             return show_priors(lint_priors(options.priors, options.model or "tiny"), console)
-        return show_checks(verify(options.data, options.priors, options.model), console)
+        return show_checks(verify(options.data, None if options.priors == PACKAGE else options.priors, options.model), console)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

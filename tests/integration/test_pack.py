@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +111,7 @@ def test_a_second_run_changes_nothing(packed, videos, repository, tiny_model_fol
 def test_verify_finds_a_flipped_byte(packed, repository, tiny_model_folder, tmp_path):
     said = command(repository, "verify", "--data", packed, "--model", tiny_model_folder)
     assert "21 rows" in said and "63 rows" in said and "all is as it should be" in said
+    assert "all is as it should be" in command(repository, "verify", "--data", packed, "--priors", "package")
     damaged = tmp_path / "packed"
     for name, content in tree(packed).items():
         (damaged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -149,15 +149,14 @@ def test_verify_sees_a_wrong_mask_and_another_prior(packed_folder, tmp_path, mon
     assert "priors_sha256" in priors.problems[0] and f"--priors {tmp_path} is not the folder that it was given" in priors.problems[0]
 
 
-def test_verify_names_dialogues_of_an_earlier_version(packed_folder, tmp_path):
+def test_verify_names_dialogues_of_an_earlier_version(packed_folder):
     """Their val and test clips were asked in several wordings: nothing but the missing key tells them apart."""
-    old = tmp_path / "packed"
-    shutil.copytree(packed_folder, old)
-    manifest = json.loads((old / "dialogues/manifest.json").read_text())
-    assert manifest["meta"].pop("wordings") == "train"
-    (old / "dialogues/manifest.json").write_text(json.dumps(manifest))
-    (problem,) = [problem for check in verify(old) for problem in check.problems if "'wordings' is missing" in problem]
-    assert "pack again with data_prep/pack.py --only dialogues, which decodes nothing" in problem
+    from vlmphys import verifying
+
+    old = open_packed(packed_folder)
+    assert old.dialogues.meta.pop("wordings") == "train"
+    (problem,) = verifying._check_dialogues(old).problems
+    assert "'wordings' is missing" in problem and "pack again with data_prep/pack.py --only dialogues, which decodes nothing" in problem
 
 
 def test_a_check_writes_nothing(videos, repository, tiny_model_folder, tmp_path):
