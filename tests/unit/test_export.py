@@ -41,7 +41,8 @@ def make_run(folder, model, tune_mode="lora", variant="multi_turn", **facts):
         weight.data.add_(0.1 * torch.randn_like(weight))
     data = {"fingerprint": "d1", "split": "5a", "protocol": "weak", "model_fingerprint": runs.model_fingerprint(str(model)),
             "categories": ["fan", "hinge"], "frame_settings": {"frames": 8, "height": 32, "width": 32, "rule": "official", "fit": "crop"},
-            "system": False, "wordings": "train", "controls": {"shuffle_labels": None}, "train_clips": 20, "global_batch": 8, "total_steps": 12, **facts}
+            "system": False, "wordings": "train", "controls": {"shuffle_labels": None}, "train_clips": 20, "global_batch": 8, "total_steps": 12,
+            **facts}
     runs.write_identity(config, data, 1)
     runs.write_model(config, tuned, {name: value.detach() for name, value in tuned.network.state_dict().items()
                                      if tuned.adapter is None or "lora_" in name})
