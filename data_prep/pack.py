@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--reader", default="auto", choices=READERS, help="auto: PyAV, decord where PyAV refuses a file")
     parser.add_argument("--workers", type=int, help="decoding processes; None: one a core; 0: decode in this process")
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
+    parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
     parser.add_argument("--system", action="store_true", help="begin dialogues with Vicuna's system sentence")
@@ -89,6 +90,9 @@ def run(options: argparse.Namespace) -> None:
     maker = DialogueMaker(facts, tokenizer, priors, n_frames, settings)
     frame_settings = FrameSettings(n_frames, facts.image_size, options.frame_rule, options.fit, options.reader)
     maker.check(states)
+    if options.check:
+        console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
+        return
     with only_writer(out):
         if with_frames:
             report = decode(clips, out, frame_settings, workers)

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlmphys.files import json_bytes, read_json, write_atomic
+from vlmphys.files import check_target, json_bytes, read_json, write_atomic, writing
 from vlmphys.paeval import check_library, to_library, write_priors
 from vlmphys.priors import KINDS, TEXTS_PER_STATE, few_texts, known_categories, load_priors
 
@@ -35,15 +35,13 @@ def export(options: argparse.Namespace) -> int:
     """Write the library; says how many texts it holds and what falls short of the published form."""
     if options.texts < 0:
         raise ValueError(f"--texts is {options.texts}: give 0 for all, or a number above it")
-    if not options.out.absolute().parent.is_dir():
-        raise ValueError(f"--out {options.out}: its folder does not exist; make it first")
-    if options.out.is_dir():
-        raise ValueError(f"--out {options.out} is a folder: give the name of a JSON file")
+    check_target("--out", options.out)
     known = known_categories(options.priors)
     names = known if options.categories is None else [name.strip() for name in options.categories.split(",") if name.strip()]
     priors = load_priors(names, options.priors)
     library = to_library(priors, options.texts or None)
-    write_atomic(options.out, json_bytes(library))
+    with writing("--out", options.out, "file"):
+        write_atomic(options.out, json_bytes(library))
     for prior in priors.values():
         for line in few_texts(prior):
             print(f"hint: {line}")
@@ -57,13 +55,12 @@ def load(options: argparse.Namespace) -> int:
     """Write the YAML files; status 1 where one still has to be completed by hand."""
     library = check_library(read_json(options.library, "give a PAEval reference library"), str(options.library))
     known = load_priors(set(known_categories(options.priors)) & set(library), options.priors)
-    done = write_priors(library, known, options.out)
-    print(f"{options.out}: {len(done.written)} files written" + (f"; {done.mended} texts got a capital or a full stop" if done.mended else ""))
+    with writing("--out", options.out):
+        done = write_priors(library, known, options.out)
+    print(f"{options.out}: {len(done.written)} files written" + (f"; {done.mended} texts were made sentences" if done.mended else ""))
     for path in done.to_complete:
         print(f"to complete: {path} needs its three sentences, component, dynamic and motion (as comments at its top): "
               "no prior of that name is known")
-    if not done.to_complete:
-        load_priors(library, options.out)
     return 1 if done.to_complete else 0
 
 

@@ -25,9 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
-        clips = scan_videos(options.videos)
-        if options.categories:
-            clips = of_categories(clips, options.categories.split(","))
+        clips = of_categories(scan_videos(options.videos), options.categories)
         content = make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, options.ratio)
         write_split(options.out, content)
     except ValueError as error:

@@ -21,8 +21,8 @@ def main() -> int:
     parser.add_argument("--data", help="folder that pack.py wrote")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files, where pack.py was given one; without --data: the folder to "
                         f"lint, or {PACKAGE!r} for the files that ship with vlmphys")
-    parser.add_argument("--model", help="compare with this model's tokenizer and image size too; without --data: whose positions an answer must fit "
-                        "(default: tiny)")
+    parser.add_argument("--model", help="compare with this model's tokenizer and image size too; without --data: whose positions a dialogue of 8 "
+                        "frames, the system sentence included, must fit (default: tiny)")
     options = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -30,7 +30,7 @@ def main() -> int:
             raise ValueError(f"nothing to check: give --data DIR, or --priors DIR (or {PACKAGE}) to lint priors alone")
         if options.data is None:
             return show_priors(lint_priors(options.priors, options.model or "tiny"), console)
-        return show_checks(verify(options.data, options.priors, options.model), console)
+        return show_checks(verify(options.data, None if options.priors == PACKAGE else options.priors, options.model), console)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,8 @@ find_python() {
 installed_python() {  # the one that a script would use, or another that has what reading a config needs; status 1 where there is none
     local candidate
     for candidate in .venv/bin/python "${PYTHON:-}" python3 python; do
-        if [ -n "$candidate" ] && "$candidate" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "yaml", "pyarrow"))))' 2>/dev/null; then
+        if [ -n "$candidate" ] &&
+            "$candidate" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "yaml", "pyarrow"))))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
@@ -34,7 +35,10 @@ ensure_environment() {  # $1: extras to install, such as "[test]", or empty
         python="$(find_python)" || exit 2
         echo "making .venv"
         rm -rf .venv
-        "$python" -m venv .venv || { rm -rf .venv; fail "$python cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)"; }
+        "$python" -m venv .venv || {
+            rm -rf .venv
+            fail "$python cannot make a virtual environment: install its venv module (Debian: apt install python3-venv)"
+        }
     fi
     local stamp=.venv/.vlmphys-installed
     # Lines of one hash are the extras that were installed for it; another hash begins a new stamp.

@@ -67,7 +67,8 @@ fi
 if [ "$hosts" -gt 1 ]; then
     command -v ssh >/dev/null || fail "ssh was not found: DeepSpeed reaches the machines of a hostfile with it (Debian: apt install openssh-client)"
     command -v pdsh >/dev/null ||
-        fail "pdsh was not found: DeepSpeed starts the ranks of several machines with it (Debian: apt install pdsh); or use Slurm, see launch/README.md"
+        fail "pdsh was not found: DeepSpeed starts the ranks of several machines with it (Debian: apt install pdsh); or use Slurm, see"\
+" launch/README.md"
 fi
 ensure_environment
 exec "${command[@]}"

@@ -8,10 +8,10 @@ cd "$(dirname "$0")/.."
 usage() {
     cat <<EOF
 usage: bash launch/quickstart.sh [--videos DIR | --categories fan,gear|all] [--variants multi_turn,single_turn,no_physics]
-                                 [--clips-per-state N] [--per-anomaly N] [--priors DIR] [--epochs N | --max-steps N] [--appearance physad|wild] [--seed N]
-                                 [--out runs/quickstart]
+                                 [--clips-per-state N] [--per-anomaly N] [--priors DIR] [--epochs N | --max-steps N]
+                                 [--appearance physad|wild] [--seed N] [--out runs/quickstart]
   --videos DIR          your own clips in the Phys-AD layout instead of simulated ones
-  --categories LIST     simulated mechanisms, or 'all' of them     [$categories]
+  --categories LIST     simulated mechanisms, or 'all' of them     [$some]
   --clips-per-state N   simulated clips in each test folder; the train folder gets twice as many   [$clips]
   --per-anomaly N       anomalous clips of each class that go from test to train    [simulated: two thirds of --clips-per-state;
                         with --videos: the published number of each class]
@@ -25,19 +25,24 @@ EOF
 
 # A first look must not take long: eight of the mechanisms, one or more for each kind of motion.
 some=ball,clip,fan,gear,hinge,rubber_band,servo,slide
-videos="" variants="multi_turn,single_turn,no_physics" categories="$some" clips=30 per_anomaly="" priors="" epochs="" steps="" appearance=physad seed=0 out=runs/quickstart
+videos="" variants="multi_turn,single_turn,no_physics" categories="" clips=30 per_anomaly="" priors="" epochs="" steps=""
+appearance=physad seed=0 out=runs/quickstart
 while [ $# -gt 0 ]; do
     case "$1" in
         -h|--help) usage; exit 0 ;;
         --videos|--categories|--variants|--clips-per-state|--per-anomaly|--priors|--epochs|--max-steps|--appearance|--seed|--out)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case "$1" in
-                --videos) videos="$2" ;; --categories) categories="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;;
-                --epochs) epochs="$2" ;; --max-steps) steps="$2" ;; --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
+                --videos) videos="$2" ;; --categories) categories="$2" ;; --variants) variants="$2" ;; --clips-per-state) clips="$2" ;;
+                --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;; --epochs) epochs="$2" ;; --max-steps) steps="$2" ;;
+                --appearance) appearance="$2" ;; --seed) seed="$2" ;; --out) out="$2" ;;
             esac; shift 2 ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
 done
+[ -z "$videos" ] || [ -z "$categories" ] ||
+    fail "--categories chooses simulated mechanisms, and --videos takes clips of yours, all of them: give one of the two"
+categories="${categories:-$some}"
 check_variants "$variants"
 check_number --clips-per-state "$clips" 2 "one clip to train on and one to test"
 [ -n "$videos" ] || per_anomaly="${per_anomaly:-$((clips * 2 / 3))}"
@@ -54,25 +59,31 @@ case "$appearance" in physad|wild) ;; *) fail "unknown appearance '$appearance':
 
 ensure_environment
 [ "$categories" = "$some" ] && chosen="" || chosen=" categories=$categories"
-claim_out "$out" "videos=${videos:-simulated}$chosen clips-per-state=$clips per-anomaly=${per_anomaly:-published} priors=${priors:-builtin} appearance=$appearance seed=$seed max-steps=${steps:-recipe}${epochs:+ epochs=$epochs}"
+claim_out "$out" "videos=${videos:-simulated}$chosen clips-per-state=$clips per-anomaly=${per_anomaly:-published}"\
+" priors=${priors:-builtin} appearance=$appearance seed=$seed max-steps=${steps:-recipe}${epochs:+ epochs=$epochs}"
 marks="$out/done"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 if [ -z "$videos" ]; then
     videos="$out/videos"
     stage "$marks/simulate" "simulating clips" "" \
-        python data_prep/simulate.py --out "$videos" --categories "$categories" --clips-per-state "$clips" --size 112 --seed "$seed" --appearance "$appearance"
+        python data_prep/simulate.py --out "$videos" --categories "$categories" --clips-per-state "$clips" --size 112 --seed "$seed" \
+        --appearance "$appearance"
     input="$marks/simulate"
 else
     input="$out/videos.list"
     list_videos "$videos" "$input"
 fi
 stage "$marks/split" "splitting" "$input" \
-    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"} --seed "$seed"
-stage "$marks/pack" "packing frames and dialogues" "$marks/split vlmphys/tiny_base/config.json vlmphys/tiny_base/tokenizer.json${priors:+ $out/priors.list}" \
-    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed" ${priors:+--priors "$priors"}
+    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"} \
+    --seed "$seed"
+tiny=vlmphys/tiny_base
+stage "$marks/pack" "packing frames and dialogues" "$marks/split $tiny/config.json $tiny/tokenizer.json${priors:+ $out/priors.list}" \
+    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed" \
+    ${priors:+--priors "$priors"}
 predictions=() finished=""
 for variant in ${variants//,/ }; do
-    stage "$marks/train-$variant" "fine-tuning, $variant" "$marks/pack launch/recipes/quickstart.yaml ds_configs/zero2_offload.json vlmphys/tiny_base/model.safetensors" \
+    stage "$marks/train-$variant" "fine-tuning, $variant" \
+        "$marks/pack launch/recipes/quickstart.yaml ds_configs/zero2_offload.json $tiny/model.safetensors" \
         train_on_one_card --config launch/recipes/quickstart.yaml --data "$out/packed" --model tiny --variant "$variant" \
         --out "$out/$variant" --set "seed=$seed" ${steps:+"max_steps=$steps"} ${epochs:+"num_train_epochs=$epochs"}
     drop_stale "$out/$variant/predictions.jsonl" "$marks/train-$variant"
@@ -80,6 +91,6 @@ for variant in ${variants//,/ }; do
         python launch/predict.py --run "$out/$variant" --data "$out/packed" --split test --out "$out/$variant/predictions.jsonl"
     predictions+=("$out/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"
 done
-stage "$marks/score" "scoring" "$finished" \
-    python launch/score.py --predictions "${predictions[@]}" --data "$out/packed" --out "$out/scores" --overwrite
+stage "$marks/score" "scoring" "$finished${priors:+ $out/priors.list}" \
+    python launch/score.py --predictions "${predictions[@]}" --data "$out/packed" --out "$out/scores" --overwrite ${priors:+--priors "$priors"}
 show_results "$out"

@@ -68,14 +68,16 @@ if [ "$tune" = qlora ]; then
 else
     ensure_environment
 fi
-claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published} priors=${priors:-builtin} set=${settings[*]:-}"
+claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published}"\
+" priors=${priors:-builtin} set=${settings[*]:-}"
 marks="$out/done"
 list_videos "$videos" "$out/videos.list"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 stage "$marks/split" "splitting" "$out/videos.list" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
 stage "$marks/pack" "packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
-    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" ${priors:+--priors "$priors"}
+    python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" \
+    ${priors:+--priors "$priors"}
 if [ -z "$micro_batch$accumulation" ]; then
     stage "$marks/plan" "finding the micro-batch" "$marks/pack $recipe ds_configs/single_4090.json" \
         choose_batch "$out/batch" --config "$recipe" --data "$out/packed" \
@@ -88,6 +90,6 @@ stage "$marks/train" "fine-tuning" "$marks/pack $recipe ds_configs/single_4090.j
 drop_stale "$out/predictions.jsonl" "$marks/train"
 stage "$marks/predict" "predicting" "$marks/train" \
     python launch/predict.py --run "$out/run" --data "$out/packed" --split test --out "$out/predictions.jsonl"
-stage "$marks/score" "scoring" "$marks/predict" \
-    python launch/score.py --predictions "$out/predictions.jsonl" --data "$out/packed" --out "$out/scores" --overwrite
+stage "$marks/score" "scoring" "$marks/predict${priors:+ $out/priors.list}" \
+    python launch/score.py --predictions "$out/predictions.jsonl" --data "$out/packed" --out "$out/scores" --overwrite ${priors:+--priors "$priors"}
 show_results "$out"

@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and single_4090.sh: the stages from videos to a report, each skipped when it was done before.
+# Sourced by quickstart.sh, single_4090.sh and reproduce_paper.sh: the stages from videos to a report, each skipped when it was done before.
 # A stage's mark holds a checksum of its command, of the marks of the stages before it and of the files it reads beside them, so that
 # a change anywhere repeats what depends on it.
 
@@ -43,8 +43,13 @@ show_results() {  # show_results FOLDER, after the scoring: its table, where no 
     echo "curves: tensorboard --logdir $1"
 }
 
-list_videos() {  # list_videos FOLDER FILE: names, sizes and times, so that a clip that comes, goes or changes is noticed
-    find "$1" -type f -printf '%P %s %T@\n' | sort > "$2"
+list_videos() {  # list_videos FOLDER FILE: names, sizes and times, so that a clip that comes, goes or changes is noticed; links are followed
+    find -L "$1" -type f -printf '%P %s %T@\n' | sort > "$2"
+}
+
+clip_categories() {  # clip_categories FOLDER: the names of its folders that hold a clip, a line each; a folder of notes is none
+    find -L "$1" -mindepth 3 -type f -regextype posix-extended -iregex '.*\.(mp4|avi|mov|mkv|webm)' -printf '%P\n' |
+        sed '/^\./d' | cut -d/ -f1 | sort -u
 }
 
 drop_stale() {  # drop_stale FILE MARK: predictions of a model that has been trained again since are not added to
@@ -70,9 +75,10 @@ claim_out() {  # claim_out FOLDER "settings": one folder holds what one set of s
     echo "$2" > "$1/settings"
 }
 
-unclaim_out() {  # first stages that refused their input leave nothing behind: lists and a split, which take a second, claim no folder
+unclaim_out() {  # first stages that refused their input leave nothing behind: lists and splits, which take seconds, claim no folder
     [ -n "${claimed:-}" ] && [ -d "$claimed" ] || return 0
-    if [ -z "$(cd "$claimed" && find . ! -type d ! -path ./settings ! -path ./videos.list ! -path ./priors.list ! -path ./split.json ! -path ./done/split)" ]; then
+    if [ -z "$(cd "$claimed" && find . ! -type d ! -path ./settings ! -name videos.list ! -path ./priors.list ! -name split.json \
+            ! -path '*/done/split' ! -path ./done/check)" ]; then
         rm -rf "$claimed"
     fi
 }

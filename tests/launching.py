@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from vlmphys.world import free_port
 
@@ -23,6 +25,14 @@ def torchrun(ranks: int) -> list[str]:
 def run(repository: Path, arguments: list[str], launcher: list[str] | tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """Run a Python command from the root of the repository to its end, whatever that is."""
     return subprocess.run([sys.executable, *launcher, *arguments], cwd=repository, capture_output=True, text=True, timeout=1800)
+
+
+def load_script(path: Path) -> ModuleType:
+    """A command's file as a module, so that its `main` runs within this process: starting torch anew for every refusal would take minutes."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def rows_of(out: Path, name: str = "metrics.jsonl") -> list[dict]:

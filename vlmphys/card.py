@@ -158,8 +158,9 @@ def _usage(run: Run, exported: Exported, data: dict[str, Any], facts: ModelFacts
              + ("The processor cuts their middle out, as it was done in training." if fit == "crop" else
                 f"In training they were brought to {facts.image_size} x {facts.image_size} pixels by {plain(fit)} first: do the same, with "
                 "`vlmphys.pixels.fit_frames`, and the processor leaves them as they are.")]
-    parts.append("`PROMPT` asks as the val and test clips were asked: of each question the first wording (training used them all). A "
-                 "category whose prior brings questions of its own was asked those: put them in the place of these.")
+    asked = ("as the val and test clips were asked: of each question the first wording (training used them all)." if data.get("wordings") else
+             "in the first wording of each question. The val and test clips of this run, packed by an earlier version, were asked in any of them.")
+    parts.append(f"`PROMPT` asks {asked} A category whose prior brings questions of its own was asked those: put them in the place of these.")
     if run.variant is not Variant.NO_PHYSICS:
         parts.append("`component`, `dynamic` and `motion` are the three sentences of the category's prior (`vlmphys/priors/`): which parts "
                      "there are, what drives them, how they should move. They are given to the model, not asked from it.")

@@ -48,6 +48,26 @@ def write_atomic(path: Path, data: bytes) -> None:
     fsync_folder(path.parent)
 
 
+def check_target(option: str, path: Path) -> None:
+    """Raise ValueError where a file given as `option` could not be written: before the work, so that its result is not lost."""
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: give the name of a JSON file")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {path}: its folder does not exist; make it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise ValueError(f"{option} {path} cannot be written: give a file in a folder that you may write to")
+
+
+@contextmanager
+def writing(option: str, path: Path, kind: str = "folder"):
+    """Turn what the disk refuses meanwhile into a ValueError that names the option, the path and the reason."""
+    try:
+        yield
+    except OSError as error:
+        cure = "make room and run it again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else f"give a {kind} that you may write to"
+        raise ValueError(f"{option} {path} cannot be written ({error.strerror}): {cure}") from error
+
+
 def json_bytes(value: object) -> bytes:
     """Indented JSON with sorted keys and a final newline: the same value always gives the same bytes."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -66,6 +86,31 @@ def read_json(path: Path, cure: str) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object is expected, not a {type(value).__name__}; {cure}")
     return value
+
+
+def logged_rows(path: Path) -> list[dict]:
+    """The rows of a JSONL log, none where there is no such file; a last line that is still being written, or was cut off, is left out.
+
+    Raises ValueError, naming the file and the line, for anything else than an object a line.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); give the run folder that launch/train.py wrote") from error
+    rows, lines = [], text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith("}"):
+            break
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error.msg}); remove that line, or train the run anew") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line[:60]!r}; remove that line, or train the run anew")
+        rows.append(row)
+    return rows
 
 
 def old_folder(target: Path) -> Path:

@@ -124,15 +124,21 @@ def read_facts(model: str, tokenizer=None) -> ModelFacts:
 def _check_picture_size(model: str, name: str, stored: dict[str, Any], image_size: int) -> None:
     """Raise ValueError where a preprocessor file makes pictures of another size than the vision tower takes: of two models one is mixed in.
 
-    Hugging Face's processors resize to `size` and then, unless told not to, crop to `crop_size`; both may be a number or named edges.
+    Hugging Face's processors resize to `size` and then, unless told not to, crop to `crop_size`; both may be a number, a list
+    of numbers, or named edges (height, width, shortest_edge, longest_edge).
     """
     crops = stored.get("crop_size") and stored.get("do_center_crop", True)
-    edges = stored.get("crop_size" if crops else "size")
-    if isinstance(edges, dict):
-        edges = [edges[key] for key in ("height", "width", "shortest_edge") if edges.get(key)]
-    edges = {edges} if isinstance(edges, int) else set(edges or ())
-    if edges - {image_size}:
-        raise ValueError(f"model {model!r}: its {name} makes pictures of {' x '.join(map(str, sorted(edges)))} pixels, its config.json's vision "
+    key = "crop_size" if crops else "size"
+    given = stored.get(key)
+    if isinstance(given, dict):
+        edges = [given[edge] for edge in ("height", "width", "shortest_edge", "longest_edge") if given.get(edge) is not None]
+    else:
+        edges = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(type(edge) is int for edge in edges):
+        raise ValueError(f"model {model!r}: {key!r} of its {name} is {given!r}: a whole number of pixels, a list or named edges of such numbers "
+                         f"are expected; {COPY_AGAIN}, or correct {name}")
+    if set(edges) - {image_size}:
+        raise ValueError(f"model {model!r}: its {name} makes pictures of {' x '.join(map(str, sorted(set(edges))))} pixels, its config.json's vision "
                          f"tower takes {image_size} x {image_size}: put the files of one model together, or correct {name}")
 
 

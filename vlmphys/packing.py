@@ -36,6 +36,8 @@ DIALOGUES_PER_SHARD = 8192
 # A 1080p clip takes a third of a second; one that takes this long never ends.
 READER_LIMIT_SECONDS = 120.0
 JOURNAL = "progress.jsonl"
+# The side whose questions are asked in several wordings; dialogues of earlier versions, where all sides were, have no such key.
+WORDINGS = Split.TRAIN.value
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,7 @@ class DialogueMaker:
         return {"version": VERSION, "tokenizer_sha256": self.facts.tokenizer_sha256, "priors_sha256": priors_sha256(self.priors),
                 "prompt_ids": PROMPT_IDS, "frames": self.frames, "tokens_per_frame": self.facts.tokens_per_frame,
                 "video_token_id": self.facts.video_token_id, "variants": list(self.settings.variants), "seed": self.settings.seed,
-                "system": self.settings.system, "controls": {"shuffle_labels": self.settings.shuffle_labels}}
+                "system": self.settings.system, "wordings": WORDINGS, "controls": {"shuffle_labels": self.settings.shuffle_labels}}
 
 
 def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Path, maker: DialogueMaker) -> PackReport:

@@ -6,13 +6,15 @@ sentences (component, dynamic, motion): an import takes them from a prior of tha
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
 from vlmphys.files import write_atomic
-from vlmphys.priors import CONTROL_PATTERN, KINDS, NORMAL_STATE, PARTS, Prior
+from vlmphys.priors import AROUND, CONTROL_PATTERN, ENDS, KINDS, NORMAL_STATE, PARTS, Prior, read_prior
 
 LABELS = {"descriptions": "description_label", "explanations": "explanation_label"}
 FOLDER_NAME_FORBIDDEN = ("/", "\\", "..")
@@ -50,6 +52,8 @@ def check_library(document: dict, source: str) -> dict[str, dict[str, dict[str, 
                 states.setdefault(state, {})[kind] = texts
         problems += [f"{category}: the state {state!r} has no {LABELS[kind]}"
                      for state, texts in states.items() for kind in KINDS if kind not in texts]
+        if "train" in states:
+            problems.append(f"{category}: has a state 'train', whose clips take the texts of {NORMAL_STATE!r}: remove it")
         if states and NORMAL_STATE not in states:
             problems.append(f"{category}: has no state {NORMAL_STATE!r}, which every category needs")
         found[category] = states
@@ -74,16 +78,21 @@ def _states(value: object, where: str, problems: list[str]) -> dict[str, list[st
 
 
 def sentence(text: str) -> str:
-    """A text on one line that begins with a capital and ends with a full stop, as a prior's texts do; other words are left as they are."""
+    """A text on one line that begins with a capital and ends with a full stop, as a prior's texts do; other words are left as they are.
+
+    Quotes and brackets around it stay: the capital is the first letter within them, and a full stop before the closing ones is one.
+    """
     plain = " ".join(text.split())
-    plain = plain[:1].upper() + plain[1:]
-    return plain if plain.endswith((".", "!", "?", "。", "！", "？")) else plain + "."
+    start = len(plain) - len(plain.lstrip(AROUND))
+    plain = plain[:start] + plain[start:start + 1].upper() + plain[start + 1:]
+    return plain if plain.rstrip(AROUND).endswith(ENDS) else plain + "."
 
 
 def write_priors(library: dict[str, dict[str, dict[str, list[str]]]], known: dict[str, Prior], folder: Path) -> Imported:
     """One YAML file a category, with the sentences and questions of the known prior of that name; without one, with places to fill in.
 
-    Raises ValueError, before anything is written, where a file of that name is there.
+    Raises ValueError, with nothing written, where a file of that name is there, and for texts of which no prior can be made; OSError from the
+    disk.
     """
     paths = {category: folder / f"{category}.yaml" for category in library}
     there = [path for path in paths.values() if path.exists()]
@@ -91,8 +100,7 @@ def write_priors(library: dict[str, dict[str, dict[str, list[str]]]], known: dic
         raise ValueError(f"{there[0]} exists{f', and {len(there) - 1} more' if len(there) > 1 else ''}: give another --out, or move it away")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder as --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    mended, to_complete = 0, []
+    mended, to_complete, content, problems = 0, [], {}, []
     for category, states in library.items():
         texts = {state: {kind: [sentence(text) for text in lists[kind]] for kind in KINDS} for state, lists in states.items()}
         mended += sum(new != old for state, lists in states.items() for kind in KINDS for new, old in zip(texts[state][kind], lists[kind]))
@@ -101,14 +109,46 @@ def write_priors(library: dict[str, dict[str, dict[str, list[str]]]], known: dic
             head = {part: getattr(prior, part) for part in PARTS}
             if prior.questions:
                 head["questions"] = {key: list(questions) for key, questions in prior.questions.items()}
-            written = _yaml({**head, "states": texts})
+            content[category] = whole = _yaml({**head, "states": texts})
         else:
             to_complete.append(paths[category])
             asked = {"component": "A ... has a ... and a ...", "dynamic": "The ... moves the ...", "motion": "The ... moves ... and ..."}
-            written = "# to complete: take the # away and write one sentence each, without a verdict\n" \
+            whole = _yaml({**{part: "A sentence." for part in PARTS}, "states": texts})
+            content[category] = "# to complete: take the # away and write one sentence each, without a verdict\n" \
                 + "".join(f'# {part}: "{example}."\n' for part, example in asked.items()) + _yaml({"states": texts})
-        write_atomic(paths[category], written.encode())
+        problems += _unreadable(category, whole)
+    if problems:
+        raise ValueError("; ".join(problems))
+    _write_all({paths[category]: text for category, text in content.items()}, folder)
     return Imported(tuple(paths.values()), tuple(to_complete), mended)
+
+
+def _unreadable(category: str, text: str) -> list[str]:
+    """What `read_prior` finds in a file of this text (a sentence, or nothing): what it refuses must not be written."""
+    with TemporaryDirectory() as aside:
+        path = Path(aside) / f"{category}.yaml"
+        path.write_text(text, encoding="utf-8")
+        try:
+            read_prior(path)
+        except ValueError as error:
+            return [str(error).replace(str(path), category)]
+    return []
+
+
+def _write_all(files: dict[Path, str], folder: Path) -> None:
+    """Write all files, or none: they get their names when every one is whole."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".import-", dir=folder) as aside:
+            for path, text in files.items():
+                write_atomic(Path(aside) / path.name, text.encode())
+            for path in files:
+                os.replace(Path(aside) / path.name, path)
+    except OSError:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+        raise
 
 
 def _yaml(value: dict) -> str:

@@ -12,9 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from vlmphys.files import read_json
+from vlmphys.files import logged_rows, read_json
 from vlmphys.published import difference_notes, published
 from vlmphys.records import MAX_TURNS, Variant
 from vlmphys.text_tables import TextTable
@@ -30,6 +28,8 @@ METRIC_HELP = ("verdict: AUROC of the hard verdict, (TPR + TNR) / 2, which the p
 MEAN = "mean"
 LOSSES = ("loss", *(f"loss_turn_{turn}" for turn in range(1, MAX_TURNS + 1)), "verdict_loss")
 LAST_ROWS = 5
+FIGURES = (*METRICS, "sbert", "llm")
+SCORE_AGAIN = "score again with launch/score.py"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class SeedResult:
 def read_seed(folder: Path) -> SeedResult:
     """The results below one seed's folder, as launch/reproduce_paper.sh lays them: one scores.json, or one for each category's own model.
 
-    Raises ValueError where there is none, and where two of them score the same variant of the same category.
+    Raises ValueError where there is none, for one that launch/score.py did not write, and where two of them score the same variant of the
+    same category.
     """
     files = sorted(folder.glob("scores/scores.json")) or sorted(folder.glob("*/scores/scores.json"))
     if not files:
@@ -54,8 +55,7 @@ def read_seed(folder: Path) -> SeedResult:
     losses: dict[str, list[dict[str, float]]] = {}
     protocols = set()
     for file in files:
-        document = read_json(file, "score again with launch/score.py")
-        for scores in document["runs"].values() if "runs" in document else [document]:
+        for scores in _runs_of(file):
             variant = str(scores.get("variant"))
             if variant not in [known.value for known in VARIANTS]:
                 raise ValueError(f"{file}: a run's variant is {variant!r}, which the paper's tables do not have: score predictions of vlmphys")
@@ -71,13 +71,37 @@ def read_seed(folder: Path) -> SeedResult:
     return SeedResult(folder.name, records, means, frozenset(protocols))
 
 
+def _runs_of(file: Path) -> list[dict]:
+    """The scores of each run in a scores.json. Raises ValueError, naming the file and what it lacks."""
+    document = read_json(file, SCORE_AGAIN)
+    runs = document.get("runs", {"": document})
+    if not isinstance(runs, dict) or not runs:
+        raise ValueError(f"{file}: 'runs' must map each run's name to its scores; {SCORE_AGAIN}")
+    for name, scores in runs.items():
+        of_run = f"the run {name!r}" if name else "it"
+        rows = scores.get("per_category") if isinstance(scores, dict) else None
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+            raise ValueError(f"{file}: {of_run} lacks 'per_category', the figures by category; {SCORE_AGAIN}")
+        for category, row in rows.items():
+            wrong = next((figure for figure in FIGURES if row.get(figure) is not None and not _is_number(row[figure])), None)
+            if wrong or not isinstance(row.get("reasons", {}), dict):
+                what = f"{wrong} of {category} is {row[wrong]!r}, no number" if wrong else f"reasons of {category} are no mapping"
+                raise ValueError(f"{file}: {of_run}: {what}; {SCORE_AGAIN}")
+    return list(runs.values())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _last_losses(metrics: Path) -> dict[str, float]:
-    """Means of the last logged losses of a run; nothing where it has no such file."""
-    if not metrics.is_file():
-        return {}
-    rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")][-LAST_ROWS:]
+    """Means of the last logged losses of a run; nothing where it has no such file. Raises ValueError, naming the file, for a broken one."""
+    rows = logged_rows(metrics)[-LAST_ROWS:]
     found = {name: [row[name] for row in rows if row.get(name) is not None] for name in LOSSES}
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
+    for name, values in found.items():
+        if wrong := [value for value in values if not _is_number(value)]:
+            raise ValueError(f"{metrics}: {name} is {wrong[0]!r}, where a number is expected; train the run anew")
+    return {name: statistics.fmean(values) for name, values in found.items() if values}
 
 
 def categories_of(seeds: Iterable[SeedResult]) -> list[str]:
@@ -105,9 +129,12 @@ def spread(values: list[float]) -> str:
 
 
 def tables(seeds: list[SeedResult]) -> list[TextTable]:
-    """The three tables and the losses. Raises ValueError for no seed at all."""
+    """The three tables and the losses. Raises ValueError for no seed at all, and for two of one folder name, which names the rows."""
     if not seeds:
         raise ValueError("no seed's folder was given: give those that launch/reproduce_paper.sh wrote, seed_0 and so on")
+    names = [seed.name for seed in seeds]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two of the seeds' folders are named {twice[0]!r}, which could not be told apart: rename one of them, or give it once")
     return [_detection(seeds), _texts(seeds), _ablation(seeds), _losses(seeds)]
 
 
@@ -131,7 +158,8 @@ def _shared_notes(seeds: list[SeedResult]) -> list[str]:
 
 def _detection(seeds: list[SeedResult]) -> TextTable:
     methods = list(published()["table1"]["printed_mean"])
-    header = ["category", *(f"{name} ({SUPERVISION[name]})" for name in methods), *(f"this run, {short} ({FINE_TUNED})" for short in METRICS.values())]
+    header = ["category", *(f"{name} ({SUPERVISION[name]})" for name in methods),
+              *(f"this run, {short} ({FINE_TUNED})" for short in METRICS.values())]
     rows = _rows(seeds, lambda category: [*(_published_cell("table1", category, name) for name in methods),
                                           *(spread(values_of(seeds, Variant.MULTI_TURN, figure, category)) for figure in METRICS)])
     return TextTable("Table 1: detection, AUROC", header, rows,
@@ -143,8 +171,8 @@ def _texts(seeds: list[SeedResult]) -> TextTable:
     own = {"sbert": "SBERT", "llm": "LLM"}
     rows = _rows(seeds, lambda category: [*(_published_cell("table2", category, name) for name in columns),
                                           *(spread(values_of(seeds, Variant.MULTI_TURN, figure, category)) for figure in own)])
-    reasons = {figure: sorted({str(row.get("reasons", {}).get(figure)) for seed in seeds for row in seed.records.get(Variant.MULTI_TURN.value, {}).values()
-                               if row.get(figure) is None}) for figure in own}
+    records = [row for seed in seeds for row in seed.records.get(Variant.MULTI_TURN.value, {}).values()]
+    reasons = {figure: sorted({str(row.get("reasons", {}).get(figure)) for row in records if row.get(figure) is None}) for figure in own}
     notes = [f"{own[figure]} of this run is not there: {', '.join(found)}" for figure, found in reasons.items() if found]
     return TextTable("Table 2: explanation", ["category", *columns, *(f"this run, {name}" for name in own.values())], rows,
                      [*notes, *difference_notes(("table2",)), *_shared_notes(seeds)], frozenset({len(rows) - 1}))
@@ -167,7 +195,8 @@ def _ordering(seeds: list[SeedResult]) -> list[str]:
         complete = [means for means in ([values_of([seed], variant, figure, MEAN) for variant in order] for seed in seeds) if all(means)]
         if complete:
             kept = sum(first[0] > second[0] > third[0] for first, second, third in complete)
-            said.append(f"the paper's order, multi_turn above no_physics above single_turn, holds in {kept} of {len(complete)} seed(s) by the {short}'s mean")
+            said.append(f"the paper's order, multi_turn above no_physics above single_turn, holds in {kept} of {len(complete)} seed(s) "
+                        f"by the {short}'s mean")
     return said
 
 
@@ -177,7 +206,8 @@ def _losses(seeds: list[SeedResult]) -> TextTable:
     def cells(losses: Mapping[str, float]) -> list[str]:
         return [f"{losses[name]:.4f}" if name in losses else "–" for name in names]
 
-    rows = [[f"{variant.value}, {seed.name}", *cells(seed.losses[variant.value])] for variant in VARIANTS for seed in seeds if seed.losses.get(variant.value)]
+    rows = [[f"{variant.value}, {seed.name}", *cells(seed.losses[variant.value])]
+            for variant in VARIANTS for seed in seeds if seed.losses.get(variant.value)]
     return TextTable("Losses at the end of training", ["run", *names], rows,
                       [f"nats a token, over the last {LAST_ROWS} logged rows of metrics.jsonl; with a model a category, the mean over the models"])
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vlmphys.files import json_bytes, write_atomic
+from vlmphys.files import json_bytes, write_atomic, writing
+from vlmphys.layout import NORMAL_STATE
 from vlmphys.mechanisms import load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
@@ -28,7 +29,7 @@ PAGE, INK = (250, 250, 250), (30, 30, 30)
 
 def states_of(category: str) -> tuple[str, ...]:
     """Normal first, then the faults as the mechanism lists them."""
-    return ("anomaly_free", *load_mechanism(category).ANOMALIES)
+    return (NORMAL_STATE, *load_mechanism(category).ANOMALIES)
 
 
 def preview_clip(category: str, state: str, seed: int, appearance: str) -> SimulatedClip:
@@ -54,7 +55,7 @@ def overview(categories: tuple[str, ...], seed: int, appearance: str) -> Image.I
     rows = []
     for category in categories:
         fault = states_of(category)[1 + stable_int("overview", seed, category) % len(load_mechanism(category).ANOMALIES)]
-        pictures = [picture for state in ("anomaly_free", fault)
+        pictures = [picture for state in (NORMAL_STATE, fault)
                     for picture in sampled_pictures(preview_clip(category, state, seed, appearance), FRAMES, OVERVIEW_TILE)]
         rows.append((f"{category}\nnormal | {fault}", pictures))
     return _sheet(rows, OVERVIEW_TILE, FRAMES)
@@ -110,18 +111,20 @@ def write_preview(folder: Path, categories: tuple[str, ...], seed: int, appearan
                   advance: Callable[[str], None] = lambda category: None) -> list[Path]:
     """Write <category>.png and <category>.webp for each category, and mechanisms.png; an earlier preview in the folder is written over.
 
-    `advance` is told each category when it is done. Returns the files. Raises ValueError for a folder that holds anything but a preview.
+    `advance` is told each category when it is done. Returns the files. Raises ValueError for a folder that holds anything but a preview, and
+    for one that cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / MARKER).is_file()):
         raise ValueError(f"{folder} exists and is not a preview: give a new or an empty folder as --preview")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / MARKER, json_bytes({"categories": list(categories), "seed": seed, "appearance": appearance}))
     written = []
-    for category in categories:
-        for name, data in ((f"{category}.png", png_bytes(contact_sheet(category, seed, appearance))),
-                           (f"{category}.webp", webp_bytes(animation(category, seed, appearance)))):
-            write_atomic(folder / name, data)
-            written.append(folder / name)
-        advance(category)
-    write_atomic(folder / OVERVIEW, png_bytes(overview(categories, seed, appearance)))
+    with writing("--preview", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / MARKER, json_bytes({"categories": list(categories), "seed": seed, "appearance": appearance}))
+        for category in categories:
+            for name, data in ((f"{category}.png", png_bytes(contact_sheet(category, seed, appearance))),
+                               (f"{category}.webp", webp_bytes(animation(category, seed, appearance)))):
+                write_atomic(folder / name, data)
+                written.append(folder / name)
+            advance(category)
+        write_atomic(folder / OVERVIEW, png_bytes(overview(categories, seed, appearance)))
     return [*written, folder / OVERVIEW]

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from vlmphys.dialogue import tokenize_dialogue
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
-from vlmphys.model import load_tokenizer, read_facts
 from vlmphys.priors import KINDS, PRIORS_FOLDER, Prior, duplicates, few_texts, lint, read_prior
-from vlmphys.prompts import longest_dialogue
+from vlmphys.prompts import SYSTEM, longest_dialogue
 from vlmphys.records import NORMAL_STATES, Variant
 
 PACKAGE = "package"
@@ -30,7 +29,8 @@ class PriorsReport:
 def lint_priors(folder: str | Path, model: str = "tiny", frames: int = FRAMES) -> PriorsReport:
     """Lint every YAML file of `folder`; `package` means the files that ship with vlmphys, which must also cover its mechanisms.
 
-    Dialogues are measured with the tokenizer and the positions of `model` at `frames` frames a clip. Raises ValueError for a folder that
+    Dialogues are measured with the tokenizer and the positions of `model` at `frames` frames a clip, Vicuna's system sentence before them, which
+    pack.py adds with --system. Raises ValueError for a folder that
     is not there or holds no prior, and for an unusable model.
     """
     report, priors = PriorsReport(), {}
@@ -65,6 +65,9 @@ def _files(folder: str | Path) -> list[Path]:
 
 def too_long(priors: dict[str, Prior], model: str, frames: int) -> list[str]:
     """A sentence for each state whose longest dialogue, of any variant, does not fit the model, or cannot be tokenised by it."""
+    # Transformers and torch take seconds to import, which those who check packed data need not wait for.
+    from vlmphys.model import load_tokenizer, read_facts
+
     tokenizer = load_tokenizer(model)
     facts, problems = read_facts(model, tokenizer), []
 
@@ -76,7 +79,7 @@ def too_long(priors: dict[str, Prior], model: str, frames: int) -> list[str]:
             for variant in Variant:
                 try:
                     tokenize_dialogue(longest_dialogue(prior, state, variant, length), tokenizer, frames * facts.tokens_per_frame,
-                                      facts.max_positions, f"{category}: states.{state} ({variant.value})")
+                                      facts.max_positions, f"{category}: states.{state} ({variant.value})", SYSTEM)
                 except ValueError as error:
                     problems.append(str(error))
     return problems

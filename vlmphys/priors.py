@@ -22,6 +22,9 @@ QUESTION_KEYS = (*PARTS, "verdict", "single_turn")
 KINDS = ("descriptions", "explanations")
 NORMAL_STATE = NORMAL_STATES[0]
 TEXTS_PER_STATE = 5  # of each kind: what PAEval compares with
+# Signs that may stand around a sentence, and those that end it.
+AROUND = "\"'“”‘’«»()[] "
+ENDS = (".", "!", "?", "。", "！", "？")
 VERDICT_WORDS_PATTERN = r"(?:ab)?normal\w*|anomal\w*|verdict\w*"
 # Strings that mean something to the dialogue's format or to the tokenizer: inside a text they would move the label mask.
 CONTROL_PATTERN = re.compile(r"<(?:video|image|pad|unk|s|/s)>|\bUSER:|\bASSISTANT:|\bVerdict:|\bReason:|[\x00-\x1f]")
@@ -263,9 +266,9 @@ def _is_sentence(text: str) -> bool:
 
     Scripts without capitals pass, and so do quotes and brackets around it, and a question that begins with its {category}.
     """
-    bare = text.strip("\"'“”‘’«»()[] ")
+    bare = text.strip(AROUND)
     first = bare[:1]
-    return (first.isalnum() and not first.islower() or first == "{") and bare.endswith((".", "!", "?", "。", "！", "？"))
+    return (first.isalnum() and not first.islower() or first == "{") and bare.endswith(ENDS)
 
 
 def _texts(node: yaml.Node, where: str, problems: list[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ useless cue below .5.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Callable
 
 import numpy as np
@@ -87,18 +88,16 @@ def trajectory_statistics(channels: dict[str, np.ndarray], turning: frozenset[st
     `channels`: values of equal length, at least 2, in any fixed order; `turning` names angles that are seen modulo a full turn only. Their
     course is put together from steps of at most half a turn, so that samples too far apart mistake it as a viewer would.
     """
-    statistics, steps = [], {}
+    statistics, courses, steps = [], {}, {}
     for name, values in channels.items():
         course = np.asarray(values, dtype=float)
         if name in turning:
             step = (np.diff(course) + np.pi) % (2 * np.pi) - np.pi
             course = np.concatenate([[0.0], np.cumsum(step)])
-        steps[name] = np.diff(course)
+        courses[name], steps[name] = course, np.diff(course)
         statistics += _one_channel(course, steps[name])
-    names = list(channels)
-    for index, one in enumerate(names):
-        for other in names[index + 1:]:
-            statistics += _two_channels(np.asarray(channels[one], float), np.asarray(channels[other], float), steps[one], steps[other])
+    for one, other in combinations(courses, 2):
+        statistics += _two_channels(courses[one], courses[other], steps[one], steps[other])
     return np.array(statistics)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vlmphys.charts import histogram_svg, roc_svg
+from vlmphys.files import logged_rows
 from vlmphys.predictions import Predictions
 from vlmphys.records import MAX_TURNS, NORMAL_STATES
 from vlmphys.tables import COLUMN_HELP, columns_of, covered, figure_text, notes, table_rows
@@ -67,18 +67,12 @@ def write_html(runs: Mapping[str, dict], predictions: Mapping[str, Predictions],
 
 
 def last_losses(run_folder: Path) -> dict | None:
-    """The last row of a run's metrics.jsonl, or None where it has none. Raises ValueError where the folder or the row is something else."""
+    """The last row of a run's metrics.jsonl, or None where it has none. Raises ValueError where the folder or a row is something else."""
     path = Path(run_folder) / "metrics.jsonl"
     if not Path(run_folder).is_dir():
         raise ValueError(f"--run {run_folder}: no such run folder")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")] if path.is_file() else []
-    if not lines:
-        return None
-    try:
-        row = json.loads(lines[-1])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: its last row is no JSON ({error.msg})") from error
-    return row if isinstance(row, dict) and "loss" in row else None
+    rows = logged_rows(path)
+    return rows[-1] if rows and "loss" in rows[-1] else None
 
 
 def outcome_of(predictions: Predictions, row: int, threshold: float) -> str:

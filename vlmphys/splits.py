@@ -98,13 +98,16 @@ def make_split(clips: list[Clip], protocol: str, seed: int = 0, val_share: float
     return {"version": SPLIT_VERSION, "protocol": protocol, "seed": seed, "options": options, "clips": sides}
 
 
-def of_categories(clips: list[Clip], categories: list[str]) -> list[Clip]:
-    """The clips of some categories. Raises ValueError, with the nearest name, for one that has no clip."""
-    present = {clip.category for clip in clips}
-    for category in categories:
-        if category not in present:
-            raise ValueError(f"no clip of category {category!r}{nearest(category, present)}: there are {', '.join(sorted(present))}")
-    return [clip for clip in clips if clip.category in categories]
+def of_categories(clips: list[Clip], categories: str | None) -> list[Clip]:
+    """The clips of some categories, comma-separated names; all where None. Raises ValueError, with the nearest names, for those without a clip."""
+    if categories is None:
+        return clips
+    names, present = [name.strip() for name in categories.split(",") if name.strip()], sorted({clip.category for clip in clips})
+    unknown = [name for name in names if name not in present]
+    if unknown or not names:
+        missed = f"no clip of category {'; '.join(f'{name!r}{nearest(name, present)}' for name in unknown)}" if unknown else "names no category"
+        raise ValueError(f"--categories {categories!r}: {missed}: there are {', '.join(present)}")
+    return [clip for clip in clips if clip.category in names]
 
 
 def write_split(path: str | Path, content: dict) -> None:

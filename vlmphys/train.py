@@ -336,6 +336,7 @@ def describe_data(config: TrainConfig, packed: Packed, order: ClipOrder, total_s
             "dialogues": packed.dialogues.fingerprint,
             "split": packed.split.sha256, "protocol": packed.split.protocol, "model_fingerprint": runs.model_fingerprint(config.model),
             "categories": sorted({clip_id.split("/")[0] for clip_id in order.clip_ids}), "frame_settings": packed.frames.meta,
-            "system": packed.dialogues.meta["system"], "controls": packed.dialogues.meta["controls"],
+            "system": packed.dialogues.meta["system"], "wordings": packed.dialogues.meta.get("wordings"),
+            "controls": packed.dialogues.meta["controls"],
             "train_clips": len(order.clip_ids), "global_batch": order.global_batch, "steps_per_epoch": order.steps_per_epoch,
             "total_steps": total_steps}

@@ -105,6 +105,9 @@ def _check_dialogues(packed: Packed) -> Check:
             check.problems.append(f"{clip_id} ({variant}): has a dialogue, but no frames")
         lengths.append(len(row.input_ids))
         supervised += int((row.turn > 0).sum())
+    if "wordings" not in table.meta:
+        check.problems.append(f"{table.folder}: was packed by an earlier version, whose val and test clips are asked in several wordings and not "
+                              "in the first alone ('wordings' is missing); pack again with data_prep/pack.py --only dialogues, which decodes nothing")
     span = f"{min(lengths)} to {max(lengths)} tokens, {supervised / sum(lengths):.1%} supervised" if lengths else "nothing"
     check.checked = f"{len(lengths)} rows, {span}"
     return check

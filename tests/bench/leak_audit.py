@@ -21,27 +21,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlmphys.cues import CUES, FILE_CUES, MOTION_CUES, STILL_CUES, ClipCues, measure_clip
-from vlmphys.files import json_bytes, write_atomic
+from vlmphys.files import check_target, json_bytes, write_atomic, writing
 from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
 from vlmphys.probing import Separation, chance_error, linear_probe, out_of_fold_auroc
-from vlmphys.records import nearest
+from vlmphys.splits import of_categories
 from vlmphys.workers import Lost, run_in_order
 
 SHORTCUTS = (*STILL_CUES, *FILE_CUES)
 SOLVED, MEAN_LIMIT = 0.80, 0.65
 READER_LIMIT_SECONDS = 120.0
-
-
-def chosen(clips: list[Clip], wanted: str | None) -> list[Clip]:
-    """The clips of the wanted categories (comma-separated; all where None). Raises ValueError for one that the folder does not hold."""
-    if wanted is None:
-        return clips
-    names, known = [name.strip() for name in wanted.split(",") if name.strip()], sorted({clip.category for clip in clips})
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        named = "; ".join(f"{name!r}{nearest(name, known)}" for name in unknown) or "none"
-        raise ValueError(f"--categories names {named}: the folder holds {', '.join(known)}")
-    return [clip for clip in clips if clip.category in names]
 
 
 def measure(clips: list[Clip], workers: int) -> tuple[dict[str, ClipCues], list[str]]:
@@ -172,9 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.workers < 0:
             raise ValueError(f"--workers is {options.workers}: 0 or more is needed")
-        if options.json is not None and not options.json.absolute().parent.is_dir():
-            raise ValueError(f"--json {options.json}: its folder does not exist; make it first")
-        clips = chosen(scan_videos(options.videos), options.categories)
+        if options.json is not None:
+            check_target("--json", options.json)
+        clips = of_categories(scan_videos(options.videos), options.categories)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -189,8 +177,14 @@ def main(arguments: list[str] | None = None) -> int:
     result = audit(clips, cues, options.seed)
     show(result, console)
     if options.json is not None:
-        write_atomic(options.json, json_bytes({"seed": options.seed, "unreadable": unreadable, "categories": result, "means": cue_means(result),
-                                               "above_limits": conclusions(result)}))
+        written = {"seed": options.seed, "unreadable": unreadable, "categories": result, "means": cue_means(result),
+                   "above_limits": conclusions(result)}
+        try:
+            with writing("--json", options.json, "file"):
+                write_atomic(options.json, json_bytes(written))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.files import json_bytes, read_json, write_atomic
+from vlmphys.files import check_target, json_bytes, read_json, write_atomic, writing
 from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.probing import Separation, forest, out_of_fold_auroc, trajectory_statistics
@@ -49,10 +49,25 @@ def read_trajectory(clip: Clip) -> dict[str, np.ndarray]:
     channels = truth.get("trajectory")
     if not isinstance(channels, dict) or not channels:
         raise ValueError(f"{path}: holds no trajectory; write the clip anew with data_prep/simulate.py")
-    values = {name: np.asarray(channels[name], dtype=float) for name in sorted(channels)}
+    try:
+        values = {name: np.asarray(channels[name], dtype=float) for name in sorted(channels)}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a channel holds no list of numbers; write the clip anew with data_prep/simulate.py") from error
     if len({one.shape for one in values.values()}) > 1 or next(iter(values.values())).ndim != 1:
         raise ValueError(f"{path}: its channels differ in length; write the clip anew with data_prep/simulate.py")
+    if len(next(iter(values.values()))) < 2:
+        raise ValueError(f"{path}: its trajectory has fewer than 2 frames, which show no motion; write the clip anew with data_prep/simulate.py")
     return values
+
+
+def read_bench(clips: list[Clip]) -> dict[str, dict[str, np.ndarray]]:
+    """The channels of all clips, by clip id, so that a bad one is told before anything is computed. Raises ValueError as `read_trajectory`,
+    and where the clips of a category hold different channels."""
+    trajectories = {clip.clip_id: read_trajectory(clip) for clip in clips}
+    for category in sorted({clip.category for clip in clips}):
+        if len({tuple(trajectories[clip.clip_id]) for clip in clips if clip.category == category}) > 1:
+            raise ValueError(f"{category}: its clips hold different channels: the bench is of two versions, write it anew")
+    return trajectories
 
 
 def seen(channels: dict[str, np.ndarray], frames: int, turning: frozenset[str], grain: float, seed: int) -> dict[str, np.ndarray]:
@@ -78,14 +93,11 @@ def separate(clips: list[Clip], trajectories: dict[str, dict[str, np.ndarray]], 
 
 def examine(clips: list[Clip], options: argparse.Namespace) -> dict[str, dict]:
     """By category: the AUROC at each number of frames, and of each anomaly alone at all frames and at the model's 8."""
-    result = {}
+    result, trajectories = {}, read_bench(clips)
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
     with bar:
         for category in bar.track(sorted({clip.category for clip in clips}), description="categories"):
             own = [clip for clip in clips if clip.category == category]
-            trajectories = {clip.clip_id: read_trajectory(clip) for clip in own}
-            if len({tuple(channels) for channels in trajectories.values()}) > 1:
-                raise ValueError(f"{category}: its clips hold different channels: the bench is of two versions, write it anew")
             counts = {frames: separate(own, trajectories, frames, options) for frames in COUNTS}
             anomalies = {}
             for state in sorted({clip.state for clip in own} - {NORMAL_STATE}):
@@ -148,8 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not 0 <= options.grain < 1:
             raise ValueError(f"--grain is {options.grain}: 0 or more and below 1 is needed")
-        if options.json is not None and not options.json.absolute().parent.is_dir():
-            raise ValueError(f"--json {options.json}: its folder does not exist; make it first")
+        if options.json is not None:
+            check_target("--json", options.json)
         result = examine(scan_videos(options.videos), options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -159,7 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
         named = {category: {**row, "auroc": {"true" if frames == ALL else str(frames): value for frames, value in row["auroc"].items()},
                             "anomalies": {state: {"true" if frames == ALL else str(frames): value for frames, value in areas.items()}
                                           for state, areas in row["anomalies"].items()}} for category, row in result.items()}
-        write_atomic(options.json, json_bytes({"seed": options.seed, "grain": options.grain, "categories": named, "aliased": aliased(result)}))
+        try:
+            with writing("--json", options.json, "file"):
+                write_atomic(options.json, json_bytes({"seed": options.seed, "grain": options.grain, "categories": named,
+                                                       "aliased": aliased(result)}))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clip_files import encode_clip, make_videos
+from launching import load_script
 
 from vlmphys import packing
 from vlmphys.files import only_writer
@@ -111,6 +111,7 @@ def test_a_second_run_changes_nothing(packed, videos, repository, tiny_model_fol
 def test_verify_finds_a_flipped_byte(packed, repository, tiny_model_folder, tmp_path):
     said = command(repository, "verify", "--data", packed, "--model", tiny_model_folder)
     assert "21 rows" in said and "63 rows" in said and "all is as it should be" in said
+    assert "all is as it should be" in command(repository, "verify", "--data", packed, "--priors", "package")
     damaged = tmp_path / "packed"
     for name, content in tree(packed).items():
         (damaged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -148,11 +149,29 @@ def test_verify_sees_a_wrong_mask_and_another_prior(packed_folder, tmp_path, mon
     assert "priors_sha256" in priors.problems[0] and f"--priors {tmp_path} is not the folder that it was given" in priors.problems[0]
 
 
+def test_verify_names_dialogues_of_an_earlier_version(packed_folder):
+    """Their val and test clips were asked in several wordings: nothing but the missing key tells them apart."""
+    from vlmphys import verifying
+
+    old = open_packed(packed_folder)
+    assert old.dialogues.meta.pop("wordings") == "train"
+    (problem,) = verifying._check_dialogues(old).problems
+    assert "'wordings' is missing" in problem and "pack again with data_prep/pack.py --only dialogues, which decodes nothing" in problem
+
+
+def test_a_check_writes_nothing(videos, repository, tiny_model_folder, tmp_path):
+    command(repository, "split", "--videos", videos, "--out", tmp_path / "split.json", "--protocol", "weak", "--per-anomaly", 2)
+    words = ("pack", "--check", "--videos", videos, "--split", tmp_path / "split.json", "--model", tiny_model_folder, "--out", tmp_path / "packed")
+    assert "23 clips: split, priors and dialogues fit; nothing was written" in command(repository, *words)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/fan.yaml").write_text("component: broken")
+    assert "'dynamic' is missing" in command(repository, *words, "--priors", tmp_path / "mine", status=2)
+    assert not (tmp_path / "packed").exists()
+
+
 def test_verify_tells_hints_from_problems(packed_folder, repository, monkeypatch, capsys):
     from vlmphys import verifying
-    spec = importlib.util.spec_from_file_location("verify", repository / "data_prep/verify.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "data_prep/verify.py")
     monkeypatch.setattr("sys.argv", ["verify", "--data", str(packed_folder)])
     monkeypatch.setattr(verifying, "few_texts", lambda prior: [f"{prior.category}: few"])
     assert module.main() == 0, "a hint is no problem"

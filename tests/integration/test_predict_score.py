@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import load_script
 
 pytestmark = pytest.mark.integration
 
@@ -37,9 +37,7 @@ def run(repository: Path, *arguments: object, code: int = 0) -> subprocess.Compl
 
 def call(monkeypatch, repository: Path, script: str, *arguments: object) -> int:
     """The command's own main, in this process: starting torch anew for every refusal would take minutes."""
-    spec = importlib.util.spec_from_file_location(script, repository / "launch" / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "launch" / f"{script}.py")
     monkeypatch.chdir(repository)
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     return module.main()

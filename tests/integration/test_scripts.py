@@ -19,7 +19,7 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
     """An environment with the programs that the scripts' checks use, and no nvidia-smi."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("bash", "dirname", "cat"):
+    for name in ("bash", "dirname", "cat", "find", "sed", "cut", "sort"):
         (programs / name).symlink_to(shutil.which(name))
     return {"PATH": str(programs)}
 
@@ -36,6 +36,7 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
     ("quickstart", ["--epochs", "5", "--max-steps", "5"], "--epochs and --max-steps both say how long to train"),
     ("quickstart", ["--seed", "x"], "--seed is 'x'"),
     ("quickstart", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
+    ("quickstart", ["--videos", "tests", "--categories", "fan"], "--categories chooses simulated mechanisms, and --videos takes clips of yours"),
     ("quickstart", ["--clips"], "unknown option --clips"),
     ("quickstart", ["--seed"], "--seed needs a value"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--tune", "all"], "unknown --tune 'all'"),
@@ -56,6 +57,10 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
     ("reproduce_paper", ["--gpus", "3"], "--gpus is '3': 1, 2, 4, 8 or 16"),
     ("reproduce_paper", ["--recipe", "no.yaml"], "--recipe 'no.yaml' is no file"),
     ("reproduce_paper", ["--set", "seed=3"], "--set seed=3: this script gives that key itself"),
+    ("reproduce_paper", ["--set", " seed =3"], "--set  seed =3: this script gives that key itself"),
+    ("reproduce_paper", ["--gpus", "2", "--set", "per_device_train_batch_size = 4"], "with --gpus 2 this script divides the 16 clips"),
+    ("reproduce_paper", ["--set", "gradient_accumulation_steps=4", "--gpus", "4"], "with --gpus 4 this script divides the 16 clips"),
+    ("reproduce_paper", ["--videos", "tests", "--per-category"], "--videos 'tests' holds no clip"),
     ("reproduce_paper", ["--variants", "none"], "unknown variant 'none'"),
 ])
 def test_mistakes_are_refused_before_anything_is_written(repository, tmp_path, script, arguments, message):
@@ -148,8 +153,12 @@ def test_the_table_is_shown_once_by_every_run(repository, tmp_path):
 
 
 def test_a_clip_that_comes_repeats_the_stages(repository, tmp_path):
-    run = 'claim_out "$T/out" "x"; list_videos "$T/videos" "$T/out/videos.list"; stage "$T/out/done/a" "first" "$T/out/videos.list" bash -c "echo a >> $T/log"'
-    (tmp_path / "videos").mkdir()
+    run = """
+    claim_out "$T/out" "x"; list_videos "$T/videos" "$T/out/videos.list"
+    stage "$T/out/done/a" "first" "$T/out/videos.list" bash -c "echo a >> $T/log"
+    """
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "videos").symlink_to(tmp_path / "elsewhere")
     for expected in (1, 1, 2):
         if expected == 2:
             (tmp_path / "videos" / "new.mp4").touch()

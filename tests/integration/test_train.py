@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 
 import pytest
 import torch
-from launching import deepspeed, rows_of, run
+from launching import deepspeed, load_script, rows_of, run
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.integration
@@ -166,9 +165,7 @@ def test_a_run_without_memory_or_disk_is_refused_before_it_begins(refused, packe
 def refused(repository, monkeypatch, capsys):
     """Call the command within this process, which spares the imports; it must fail with one message."""
     monkeypatch.chdir(repository)
-    spec = importlib.util.spec_from_file_location("launch_train", repository / "launch" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "launch" / "train.py")
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["launch/train.py", *map(str, arguments)])

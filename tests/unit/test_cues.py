@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import json
 
 import numpy as np
 import pytest
 from clip_files import encode_clip
+from launching import load_script
 
 from vlmphys.cues import CUES, PICTURE_CUES, ClipCues, frame_cues, measure_clip
 from vlmphys.layout import scan_videos
@@ -18,10 +19,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(scope="module")
 def leak_audit(repository):
-    spec = importlib.util.spec_from_file_location("leak_audit", repository / "tests/bench/leak_audit.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(repository / "tests/bench/leak_audit.py")
 
 
 def square_at(column: int) -> np.ndarray:
@@ -43,7 +41,7 @@ def test_motion_cues_grow_with_motion_and_stills_do_not_care():
 def test_cues_of_a_file(tmp_path):
     path = encode_clip(tmp_path / "a.mp4", frames=20)
     cues = measure_clip(path).values
-    assert list(cues) != [] and set(cues) == set(CUES)
+    assert set(cues) == set(CUES)
     assert cues["length"] == 20 and cues["file size"] == path.stat().st_size
     assert cues["mean colour"].shape == (3,)
     (tmp_path / "b.mp4").write_bytes(b"no video")
@@ -92,6 +90,24 @@ def test_the_command_reads_files_and_writes_its_figures(tmp_path, leak_audit, ca
     out = capsys.readouterr().out
     assert "categories that a shortcut solves (above 0.80): " in out and "fan by length 1.00" in out
     for bad, message in ((["--categories", "fann"], "'fann' (did you mean 'fan'?)"), (["--workers", "-1"], "--workers is -1"),
-                         (["--json", str(tmp_path / "none" / "x.json")], "its folder does not exist")):
+                         (["--json", str(tmp_path / "none" / "x.json")], "its folder does not exist"), (["--json", str(tmp_path)], "is a folder"),
+                         (["--categories", "fan, gaer,x"], "no clip of category 'gaer'; 'x': there are fan"),
+                         (["--categories", " "], "names no category")):
         assert leak_audit.main([*arguments, *bad]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_in_one_sentence(tmp_path, leak_audit, capsys, monkeypatch):
+    for state in ("train", "test/stuck"):
+        for number in range(2):
+            encode_clip(tmp_path / "videos/fan" / state / f"{number}.mp4", 20, seed=number)
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(leak_audit, "write_atomic", full)
+    arguments = ["--videos", str(tmp_path / "videos"), "--workers", "0", "--categories", " fan", "--json", str(tmp_path / "leaks.json")]
+    assert leak_audit.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.endswith(f"error: --json {tmp_path}/leaks.json cannot be written (No space left on device): make room and run it again\n")
+    assert "categories that a shortcut solves" in said.out, "what was measured is shown all the same"

@@ -41,7 +41,8 @@ def make_run(folder, model, tune_mode="lora", variant="multi_turn", **facts):
         weight.data.add_(0.1 * torch.randn_like(weight))
     data = {"fingerprint": "d1", "split": "5a", "protocol": "weak", "model_fingerprint": runs.model_fingerprint(str(model)),
             "categories": ["fan", "hinge"], "frame_settings": {"frames": 8, "height": 32, "width": 32, "rule": "official", "fit": "crop"},
-            "system": False, "controls": {"shuffle_labels": None}, "train_clips": 20, "global_batch": 8, "total_steps": 12, **facts}
+            "system": False, "wordings": "train", "controls": {"shuffle_labels": None}, "train_clips": 20, "global_batch": 8, "total_steps": 12,
+            **facts}
     runs.write_identity(config, data, 1)
     runs.write_model(config, tuned, {name: value.detach() for name, value in tuned.network.state_dict().items()
                                      if tuned.adapter is None or "lora_" in name})
@@ -248,6 +249,14 @@ def test_the_card_names_data_split_metrics_and_base(run, tmp_path):
     _, body = front_and_body(exporting.export(run, tmp_path / "scored"))
     assert "| fan | 4 | 0.750 | 0.500 to 1.000 | - | 0.500 | 0.250 |" in body and "| mean of 2 | 4 | 0.750 |" in body
     assert "validation" not in body
+
+
+def test_the_card_says_how_the_clips_were_asked(run, tiny_model_folder, tmp_path):
+    text = (exporting.export(run, tmp_path / "new") / "README.md").read_text()
+    assert "asks as the val and test clips were asked: of each question the first wording (training used them all). A category" in text
+    make_run(tmp_path / "run", tiny_model_folder, wordings=None)
+    text = (exporting.export(tmp_path / "run", tmp_path / "old") / "README.md").read_text()
+    assert "as the val and test clips were asked" not in text and "packed by an earlier version, were asked in any of them. A category" in text
 
 
 def test_texts_from_files_cannot_break_the_card(run, tiny_model_folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def crop(size):
     ("preprocessor_config.json", crop(336), "336"), ("preprocessor_config.json", {"size": {"shortest_edge": 24}}, "24"),
     ("preprocessor_config.json", {**crop(32), "do_center_crop": False}, "48"),
     ("preprocessor_config.json", {"size": {"height": 32, "width": 40}}, "32 x 40"), ("video_preprocessor_config.json", crop(64), "64"),
+    ("preprocessor_config.json", {"size": {"longest_edge": 336}}, "336"), ("preprocessor_config.json", {"size": [32, 40]}, "32 x 40"),
     ("processor_config.json", {"image_processor": crop(32), "video_processor": {"size": 28}}, "28")])
 def test_a_preprocessor_of_another_model_is_refused(folder, name, content, made):
     assert model.read_facts(str(folder)).image_size == 32
@@ -125,6 +127,14 @@ def test_a_preprocessor_of_another_model_is_refused(folder, name, content, made)
         assert model.read_facts(str(folder)).image_size == 32
         return
     with pytest.raises(ValueError, match=f"base': its {name} makes pictures of {made} pixels, .* takes 32 x 32: put the files of one model"):
+        model.read_facts(str(folder))
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("size", 336.0), ("size", "336"), ("size", True), ("size", [32, "32"]), ("crop_size", {"height": "32", "width": 32})])
+def test_a_picture_size_that_is_no_number_is_named(folder, key, value):
+    (folder / "preprocessor_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ValueError, match=re.escape(f"'{key}' of its preprocessor_config.json is {value!r}: a whole number of pixels")):
         model.read_facts(str(folder))
 
 

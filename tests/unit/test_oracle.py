@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import errno
 import json
 from functools import partial
 
 import numpy as np
 import pytest
+from launching import load_script
 
 from vlmphys import probing
 
@@ -16,9 +17,7 @@ pytestmark = pytest.mark.unit
 
 @pytest.fixture(scope="module")
 def oracle(repository):
-    spec = importlib.util.spec_from_file_location("oracle", repository / "tests/bench/oracle.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "tests/bench/oracle.py")
     module.forest, module.REPEATS = partial(probing.forest, trees=20), 1
     return module
 
@@ -69,7 +68,7 @@ def test_it_finds_what_moves_and_names_what_8_frames_cannot_show(tmp_path, oracl
     assert areas["swing"]["true"] == areas["swing"]["8"] == 1.0
     assert areas["twitch"]["true"] == 1.0 and areas["twitch"]["8"] < 0.8
     assert 0.15 < areas["nothing"]["true"] < 0.8
-    assert len(found["aliased"]) >= 1 and any(sentence.startswith("twitch: 8 frames") for sentence in found["aliased"])
+    assert any(sentence.startswith("twitch: 8 frames") for sentence in found["aliased"])
     assert not any(sentence.startswith("swing") for sentence in found["aliased"])
     assert "below 0.99 with the true motion: nothing" in out
 
@@ -85,6 +84,25 @@ def test_turning_parts_come_from_the_mechanism(oracle):
     assert oracle.turning_channels("fan") == {"blade"} and oracle.turning_channels("slide") == frozenset() == oracle.turning_channels("unknown")
 
 
+def test_a_bad_trajectory_is_told_before_any_forest_is_grown(tmp_path, oracle, capsys, monkeypatch):
+    write_bench(tmp_path / "v", "ant", swing, clips=2)
+    write_bench(tmp_path / "v", "zebra", swing, clips=2)
+    (tmp_path / "v/zebra/train/0.json").unlink()
+    monkeypatch.setattr(oracle, "separate", None)
+    assert "zebra/train/0.json: no such file" in run(oracle, tmp_path / "v", capsys)[2]
+
+
+def test_a_folder_that_takes_no_file_is_told_in_one_sentence(tmp_path, oracle, capsys, monkeypatch):
+    write_bench(tmp_path / "v", "swing", swing, clips=2)
+
+    def refuse(path, data):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(oracle, "write_atomic", refuse)
+    status, _, error = run(oracle, tmp_path / "v", capsys, "--json", str(tmp_path / "o.json"))
+    assert status == 2 and "o.json cannot be written (Read-only file system): give a file that you may write to" in error
+
+
 def test_what_is_no_bench_is_refused_in_one_sentence(tmp_path, oracle, capsys):
     write_bench(tmp_path / "v", "swing", swing, clips=2)
     assert run(oracle, tmp_path / "v", capsys, "--grain", "-1")[::2] == (2, "error: --grain is -1.0: 0 or more and below 1 is needed\n")
@@ -93,6 +111,11 @@ def test_what_is_no_bench_is_refused_in_one_sentence(tmp_path, oracle, capsys):
     assert "its channels differ in length" in run(oracle, tmp_path / "v", capsys)[2]
     truth.write_text('{"trajectory": {"arm": [1, 2, 3]}}')
     assert "hold different channels" in run(oracle, tmp_path / "v", capsys)[2]
+    truth.write_text('{"trajectory": {"arm": [1], "other": [1]}}')
+    assert f"{truth}: its trajectory has fewer than 2 frames, which show no motion; write the clip anew" in run(oracle, tmp_path / "v", capsys)[2]
+    truth.write_text('{"trajectory": {"arm": ["left", 2]}}')
+    assert "0.json: a channel holds no list of numbers" in run(oracle, tmp_path / "v", capsys)[2]
+    assert f"--json {tmp_path} is a folder" in run(oracle, tmp_path / "v", capsys, "--json", str(tmp_path))[2]
     truth.unlink()
     status, _, error = run(oracle, tmp_path / "v", capsys)
     assert status == 2 and "0.json: no such file; the oracle reads benches that data_prep/simulate.py wrote" in error

@@ -51,7 +51,8 @@ def test_tables_of_two_seeds(tmp_path):
             "single_turn": {"fan": (0.4 + seed / 2, 0.4), "latch": (0.4 + seed / 2, 0.4)}})
         run = tmp_path / f"seed_{seed}/multi_turn"
         run.mkdir()
-        rows = [{"step": step, "loss": 9.0 if step < 3 else 1.0 + seed, "loss_turn_1": 0.5, "loss_turn_2": None} for step in range(3 + paper.LAST_ROWS)]
+        rows = [{"step": step, "loss": 9.0 if step < 3 else 1.0 + seed, "loss_turn_1": 0.5, "loss_turn_2": None}
+                for step in range(3 + paper.LAST_ROWS)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9, "lo')
     seeds = [paper.read_seed(tmp_path / f"seed_{seed}") for seed in range(2)]
     detection, texts, ablation, losses = paper.tables(seeds)
@@ -94,3 +95,37 @@ def test_bad_input(tmp_path):
     write_scores(tmp_path / "scores/scores.json", {"two_turn": {"fan": (0.9, 0.9)}})
     with pytest.raises(ValueError, match="variant is 'two_turn'"):
         paper.read_seed(tmp_path)
+
+
+@pytest.mark.parametrize(("document", "message"), [
+    ({"runs": []}, "'runs' must map"), ({"runs": {}}, "'runs' must map"), ({"runs": {"a": []}}, "the run 'a' lacks 'per_category'"),
+    ({"variant": "multi_turn"}, "it lacks 'per_category'"), ({"variant": "multi_turn", "per_category": {"fan": 0.9}}, "it lacks 'per_category'"),
+    ({"variant": "multi_turn", "per_category": {"fan": {"auroc": "high"}}}, "auroc of fan is 'high', no number"),
+    ({"variant": "multi_turn", "per_category": {"fan": {"reasons": "none"}}}, "reasons of fan are no mapping"),
+    (["x"], "a JSON object is expected")])
+def test_a_broken_scores_file_is_named(tmp_path, document, message):
+    file = tmp_path / "scores/scores.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match=message) as error:
+        paper.read_seed(tmp_path)
+    assert str(error.value).startswith(f"{file}: ") and str(error.value).endswith("score again with launch/score.py")
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"loss": 1}\n{"loss": \n{"loss": 2}\n', "metrics.jsonl, line 2: no JSON"),
+    ('{"loss": 1}\n7\n{"loss": 2}\n', "line 2: a JSON object is expected"),
+    ('{"loss": "low"}\n', "metrics.jsonl: loss is 'low'")])
+def test_a_broken_log_is_named(tmp_path, text, message):
+    write_scores(tmp_path / "scores/scores.json", {"multi_turn": {"fan": (0.9, 0.9)}})
+    (tmp_path / "multi_turn").mkdir()
+    (tmp_path / "multi_turn/metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        paper.read_seed(tmp_path)
+
+
+def test_two_seeds_of_one_name_are_refused(tmp_path):
+    for out in ("a", "b"):
+        write_scores(tmp_path / out / "seed_0/scores/scores.json", {"multi_turn": {"fan": (0.9, 0.9)}})
+    with pytest.raises(ValueError, match="two of the seeds' folders are named 'seed_0'"):
+        paper.tables([paper.read_seed(tmp_path / out / "seed_0") for out in ("a", "b")])

@@ -62,5 +62,9 @@ def test_the_command_wants_a_bench_or_a_preview(repository, tmp_path):
     both = run("--out", str(tmp_path / "v"), "--preview", str(tmp_path / "p"))
     assert both.returncode == 2 and "not allowed with" in both.stderr and list(tmp_path.iterdir()) == []
     assert "one of the arguments --out --preview is required" in run().stderr
+    (tmp_path / "file").touch()
+    refused = run("--preview", str(tmp_path / "file" / "p"), "--categories", "usb")
+    assert refused.returncode == 2 and refused.stderr.endswith("p cannot be written (Not a directory): give a folder that you may write to\n")
+    (tmp_path / "file").unlink()
     unknown = run("--preview", str(tmp_path / "p"), "--categories", "gaer")
     assert unknown.returncode == 2 and "did you mean 'gear'" in unknown.stderr and list(tmp_path.iterdir()) == []

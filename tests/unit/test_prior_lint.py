@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
+import subprocess
+import sys
 
 import pytest
+from launching import load_script
 
 from vlmphys.mechanisms import known_mechanisms
 from vlmphys.prior_lint import lint_priors, uncovered
 from vlmphys.priors import KINDS, PRIORS_FOLDER, known_categories, load_priors
+from vlmphys.prompts import SYSTEM
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture
 def command(repository, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("verify", repository / "data_prep/verify.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "data_prep/verify.py")
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["verify", *(str(argument) for argument in arguments)])
@@ -58,6 +60,21 @@ def test_every_file_is_read_and_every_fault_named(tmp_path, command, tiny_model_
     assert len(report.problems) == len(set(report.problems)), "each is told once"
     status, said = command("--priors", tmp_path, "--model", tiny_model_folder)
     assert status == 1 and f"{len(report.problems)} problem(s) found in 5 files" in said.out
+
+
+def test_dialogues_are_measured_with_the_system_sentence(tmp_path, tiny_model_folder, monkeypatch):
+    copy(tmp_path, "fan")
+    given = []
+    monkeypatch.setattr("vlmphys.prior_lint.tokenize_dialogue", lambda *arguments: given.append(arguments[-1]))
+    lint_priors(tmp_path, str(tiny_model_folder))
+    assert len(given) == 4 * 3 and set(given) == {SYSTEM}
+
+
+def test_checking_packed_data_imports_no_torch(repository):
+    code = "import runpy, sys; runpy.run_path('data_prep/verify.py'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(repository)})
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_few_texts_are_a_hint(tmp_path, command):

@@ -63,7 +63,6 @@ def test_library_is_clean_and_its_texts_are_short():
                 checked += 1
             assert all(text.endswith(".") for text in texts.descriptions)
     assert checked >= 5 * 69
-    assert checked >= 5 * 69
 
 
 @pytest.mark.parametrize("text, anomalies, expected", [

@@ -82,6 +82,18 @@ def test_turning_parts_are_read_as_a_viewer_reads_them():
     assert trajectory_statistics(turns(0.4 + 2 * np.pi, 9)) != pytest.approx(once, abs=1.0)
 
 
+def test_two_turning_parts_are_read_so_too():
+    both = frozenset(["wheel", "pinion"])
+
+    def gears(turns_more: float, start: float = 0.0) -> dict[str, np.ndarray]:
+        return {"wheel": start + (0.4 + turns_more) * np.arange(9), "pinion": -0.7 * np.arange(9), "slide": np.linspace(0, 1, 9)}
+
+    once = trajectory_statistics(gears(0.0), both)
+    assert trajectory_statistics(gears(2 * np.pi), both) == pytest.approx(once, abs=1e-6)
+    assert trajectory_statistics(gears(0.0, start=6 * np.pi), both) == pytest.approx(once, abs=1e-6)
+    assert trajectory_statistics(gears(0.9), both) != pytest.approx(once, abs=0.5)
+
+
 def test_a_forest_tells_a_limited_swing_and_a_part_left_behind():
     generator = np.random.default_rng(0)
 

@@ -231,3 +231,6 @@ def test_losses_by_turn_are_shown(tmp_path, scored):
     assert re.findall("<td>(.*?)</td>", body)[-5:] == ["–", "0.3000", "–", "–", "0.2000"]
     with pytest.raises(ValueError, match="no such run folder"):
         last_losses(tmp_path / "none")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"loss": }\n')
+    with pytest.raises(ValueError, match="metrics.jsonl, line 1: no JSON"):
+        last_losses(tmp_path / "run")

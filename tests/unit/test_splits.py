@@ -33,9 +33,12 @@ def sides(content: dict, folder: str) -> Counter:
 
 
 def test_some_categories_alone():
-    assert {clip.category for clip in of_categories(clips_of(), ["fan", "own"])} == {"fan", "own"}
-    with pytest.raises(ValueError, match="no clip of category 'clpi' .did you mean 'clip'"):
-        of_categories(clips_of(), ["clpi"])
+    assert {clip.category for clip in of_categories(clips_of(), " fan,own ,")} == {"fan", "own"}
+    assert of_categories(clips_of(), None) == clips_of()
+    with pytest.raises(ValueError, match="no clip of category 'clpi' .did you mean 'clip'.*; 'fna' .did you mean 'fan'"):
+        of_categories(clips_of(), "clpi, fna,own")
+    with pytest.raises(ValueError, match="names no category: there are "):
+        of_categories(clips_of(), " ")
 
 
 def test_weak_takes_the_published_number_of_each_anomaly():

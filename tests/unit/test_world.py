@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
+from launching import load_script
 
 from vlmphys import world
 from vlmphys.config import TrainConfig
@@ -39,9 +38,7 @@ def test_ranks_wait_longer_for_each_other_than_the_first_one_may_need_alone(monk
 @pytest.fixture
 def launch(repository, monkeypatch):
     """`launch/train.py`, whose training ends as it is told."""
-    spec = importlib.util.spec_from_file_location("launch_train", repository / "launch" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(repository / "launch" / "train.py")
     monkeypatch.setattr("sys.argv", ["launch/train.py"])
 
     def ending(error, **environment):
