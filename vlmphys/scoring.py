@@ -20,8 +20,8 @@ SCORES_VERSION = 1
 FIGURES = ("auroc", "auroc_verdict", "ap", "accuracy")
 # Of the hard verdict: its two kinds of error, and the share of answers that could be read.
 RATES = ("tpr", "fpr", "parse_rate")
-# Figures of the text, whose keys are kept in each category so that a reader of scores.json finds them; no mean or table has them.
-NOT_COMPUTED = ("sbert", "llm", "type_accuracy", "description", "explanation")
+# Figures of the texts: null unless they are asked for; `text_metrics` fills them then, with their means.
+TEXT_FIGURES = ("sbert", "llm", "type_accuracy", "description", "explanation")
 PHYS_AD_CATEGORIES = (
     "ball", "button", "car", "caster_wheel", "clip", "clock", "fan", "gear", "hinge", "liquid", "lock", "magnet", "rolling_bearing",
     "rubber_band", "screw", "servo", "slide", "spherical_bearing", "sticky_roller", "toothpaste", "usb", "zipper")
@@ -130,7 +130,7 @@ def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, thres
         "accuracy": accuracy(labels_known, scores_known, threshold),
         **dict(zip(("tpr", "fpr"), verdict_rates(labels_N[judged_N], anomalous_N[judged_N], unparsed_N[judged_N]))),
         "parse_rate": Figure(float(1 - unparsed_N.mean())) if own_verdicts else Figure(None, "no verdict column: nothing was parsed"),
-        **{name: Figure(None, "not computed by this version") for name in NOT_COMPUTED},
+        **{name: Figure(None, "not asked for (score.py --sbert, --judge, --paeval)") for name in TEXT_FIGURES},
     }
     record = {"n": len(labels_N), "n_anomalous": int(labels_N.sum()),
               "n_missing": int((~known_N).sum()), "n_unparsed": int(unparsed_N.sum())}

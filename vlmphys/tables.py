@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmphys.scoring import TEXT_FIGURES
 from vlmphys.text_tables import TextTable
 
 COLUMNS = {"auroc": "AUROC", "auroc_verdict": "balanced acc.", "tpr": "TPR", "fpr": "FPR", "parse_rate": "read", "ap": "AP", "accuracy": "acc."}
@@ -190,12 +191,13 @@ def csv_text(runs: Mapping[str, dict]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     counts = ("n", "n_anomalous", "n_missing", "n_unparsed")
-    writer.writerow(["run", "kind", "category", *counts, "auroc", "auroc_ci95_low", "auroc_ci95_high", *(key for key in COLUMNS if key != "auroc")])
+    others = [*(key for key in COLUMNS if key != "auroc"), *TEXT_FIGURES]
+    writer.writerow(["run", "kind", "category", *counts, "auroc", "auroc_ci95_low", "auroc_ci95_high", *others])
     for name, scores in runs.items():
         records = [("category", category, record) for category, record in scores["per_category"].items()]
         records += [(key, "", scores[key]) for key in ("average", *PHYS_AD_MEANS)]
         for kind, category, record in records:
             low, high = record["auroc_ci95"] or (None, None)
             writer.writerow([name, kind, category, *(record.get(key) for key in counts), record["auroc"], low, high,
-                             *(record.get(key) for key in COLUMNS if key != "auroc")])
+                             *(record.get(key) for key in others)])
     return stream.getvalue()

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, balanced_ac
 
 from vlmphys.predictions import read_predictions
 from vlmphys.records import Split
-from vlmphys.scoring import (NOT_COMPUTED, PHYS_AD_CATEGORIES, compare_clips, mean_record, name_runs, score_predictions,
+from vlmphys.scoring import (TEXT_FIGURES, PHYS_AD_CATEGORIES, compare_clips, mean_record, name_runs, score_predictions,
                              scores_document)
 from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY
 from vlmphys.tables import COLUMNS, console_text, csv_text, markdown_text, text_table
@@ -49,7 +49,7 @@ def test_every_figure_equals_scikit_learn(tmp_path):
         assert record["accuracy"] == pytest.approx(accuracy_score(labels, values >= 0.3), abs=1e-12)
         assert record["auroc_verdict"] == pytest.approx(balanced_accuracy_score(labels, values >= 0.3), abs=1e-12)
         low, high = record["auroc_ci95"]
-        assert low < record["auroc"] < high and set(record["reasons"]) == {*NOT_COMPUTED, "parse_rate"}
+        assert low < record["auroc"] < high and set(record["reasons"]) == {*TEXT_FIGURES, "parse_rate"}
     average = scores["average"]
     assert average["n_categories"] == 2 and average["n"] == 80
     assert average["auroc"] == pytest.approx(np.mean([scores["per_category"][name]["auroc"] for name in ("fan", "gear")]))
@@ -83,7 +83,7 @@ def test_figures_of_the_text_are_null_with_a_reason_and_in_no_mean(tmp_path):
     fan = scores["per_category"]["fan"]
     assert list(fan)[-6:] == ["sbert", "llm", "type_accuracy", "description", "explanation", "reasons"]
     for key in ("sbert", "llm", "type_accuracy", "description", "explanation"):
-        assert fan[key] is None and fan["reasons"][key] == "not computed by this version"
+        assert fan[key] is None and fan["reasons"][key] == "not asked for (score.py --sbert, --judge, --paeval)"
         assert key not in scores["average"] and key not in scores["average"]["left_out"] and key not in markdown_text({"p": scores})
     assert not scores["warnings"]
 
