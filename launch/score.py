@@ -1,4 +1,5 @@
-"""Score predictions: `python launch/score.py --predictions runs/NAME/predictions.jsonl --out scores --data packed`. Needs no torch."""
+"""Score predictions: `python launch/score.py --predictions runs/NAME/predictions.jsonl --out scores --data packed`. Needs no torch unless
+figures of the texts ask for it (--sbert, --judge local:DIR)."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
 from vlmphys.files import read_json, write_atomic
+from vlmphys.judge_journal import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict
@@ -21,10 +23,16 @@ from vlmphys.published import BY_CATEGORY_TITLE, beside_table, published_record,
 from vlmphys.records import Split, label_of
 from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
+from vlmphys.signals import Stopped
 from vlmphys.tables import csv_text, markdown_text, print_scores, text_table
+from vlmphys.text_figures import clip_lines, explanation_tables
+from vlmphys.text_metrics import add_text_arguments, score_texts
 from vlmphys.text_tables import TextTable
 
 WRITTEN = ("scores.json", "table.md", "table.csv", "table.tex", "report.html")
+# Of the texts' figures, where they are asked for: what was found of each clip, and the judge's replies, which are kept for the next time.
+TEXTS_NAME = "texts.jsonl"
+ALSO_WRITTEN = (TEXTS_NAME, JOURNAL_NAME)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -48,6 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, help="score from which a clip counts as anomalous (default: 0 for log-odds, "
                                                         "0.5 where all scores of another program lie in [0, 1])")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals")
+    add_text_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -77,7 +86,7 @@ def check_out(out: Path, files: dict[str, Path]) -> None:
         return
     cure = "give another --out, or --overwrite"
     present = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    if others := [name for name in present if name not in WRITTEN]:
+    if others := [name for name in present if name not in (*WRITTEN, *ALSO_WRITTEN)]:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise ValueError(f"--out {out} holds {others[0]}{more}, which score.py did not write: {cure}")
     if "scores.json" not in present:
@@ -132,7 +141,9 @@ def score(arguments: argparse.Namespace) -> None:
         runs[name]["predictions_file"] = file
         runs[name]["warnings"] += [difference] if difference else []
     comparison = compare_runs(predictions, runs, arguments.seed) if arguments.compare else None
-    tables = [*(ablation_tables(comparison) if comparison else ()), *filter(None, (beside_table(runs), published_rows_table(runs)))]
+    clips = score_texts(arguments, predictions, runs, print)
+    tables = [*(ablation_tables(comparison) if comparison else ()), *explanation_tables(runs),
+              *filter(None, (beside_table(runs), published_rows_table(runs)))]
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row},
                       tables)
     try:
@@ -141,6 +152,10 @@ def score(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
     for name, text in texts(runs, n_common, comparison, tables, page).items():
         write_atomic(arguments.out / name, text.encode())
+    if clips:
+        write_atomic(arguments.out / TEXTS_NAME, clip_lines(clips).encode(errors="replace"))
+    else:
+        (arguments.out / TEXTS_NAME).unlink(missing_ok=True)
     show(runs, tables, arguments.out / "report.html")
 
 
@@ -167,12 +182,15 @@ def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
 
 
 def main() -> int:
-    """0: scored; 2: something is wrong, as one message says."""
+    """0: scored; 2: something is wrong, as one message says; 128 and the signal: stopped while a judge was asked."""
     try:
         score(parse())
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.number
     return 0
 
 
