@@ -1,4 +1,4 @@
-"""The command line `vlmphys`: `plan`, `doctor` and `export`. Nothing heavy is imported before it is needed."""
+"""The command line `vlmphys`: `plan`, `doctor`, `export` and `calibrate`. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -46,8 +46,18 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--merge", action="store_true", help="whole weights, where the run trained an adapter")
     export.add_argument("--scores", metavar="FILE", help="scores.json of this run, for the card   [the one beside its predictions]")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights   [the run's own]")
-    for command in (plan, doctor):
-        command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    calibrate = commands.add_parser(
+        "calibrate", help="a run's temperature and threshold from its val split",
+        description="Writes calibration.json into the run folder: launch/predict.py and vlmphys detect then take probability and verdict from it. "
+                    "Exit status 0: written; 2: it was not, and one sentence says why.")
+    calibrate.add_argument("--run", type=Path, required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
+    calibrate.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder written by data_prep/pack.py; its val split is used")
+    calibrate.add_argument("--predictions", type=Path, metavar="FILE", help="rows of launch/predict.py --split val   [scored now]")
+    calibrate.add_argument("--target-fpr", type=float, metavar="RATE",
+                           help="the share of normal clips that may be called anomalous, 0.01 say   [the highest balanced accuracy]")
+    calibrate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
+    for command in (plan, doctor, calibrate):
+        command.add_argument("--json", action="store_true", help="print JSON" + ("" if command is calibrate else ", sizes in bytes"))
     return top
 
 
@@ -55,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status; what goes wrong is one sentence on stderr and 2."""
     arguments = parser().parse_args(argv)
     try:
-        return {"plan": plan, "doctor": doctor, "export": export}[arguments.command](arguments)
+        return {"plan": plan, "doctor": doctor, "export": export, "calibrate": calibrate}[arguments.command](arguments)
     except ValueError as error:
         return _refuse(str(error))
     except OSError as error:
@@ -110,6 +120,14 @@ def export(arguments: argparse.Namespace) -> int:
 
     from vlmphys.export import export as write
     write(arguments.run, arguments.out, arguments.merge, arguments.scores, arguments.dtype, Console())
+    return 0
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """`vlmphys calibrate`."""
+    from vlmphys.calibrate import calibrate as fit
+    from vlmphys.calibrate import show
+    _print(fit(arguments.run, arguments.data, arguments.predictions, arguments.target_fpr, arguments.device), arguments.json, show)
     return 0
 
 
