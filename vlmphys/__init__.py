@@ -12,3 +12,11 @@ it: `plan` (`cases`, `memory`, `duration`), `doctor`; both and `export` are comm
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`Detector` and `Detection`, looked up when they are asked for: importing the package loads no torch."""
+    if name in ("Detector", "Detection"):
+        from vlmphys import detector
+        return getattr(detector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

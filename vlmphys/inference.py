@@ -114,7 +114,7 @@ def continuation_log_probs(network, cached: Cached, tokens: Sequence[int]) -> to
     if len(tokens) > 1:
         fed_BK = torch.tensor(tokens[:-1], device=network.device).expand(len(cached.mask_BS), -1)
         before = (cached.mask_BS, cached.next_position_B, cached.hidden_BD)
-        hidden_BKD = torch.cat([hidden_BKD, _extend(network, cached, fed_BK, torch.ones_like(fed_BK))], dim=1)
+        hidden_BKD = torch.cat([hidden_BKD, extend(network, cached, fed_BK, torch.ones_like(fed_BK))], dim=1)
         # A negative count means "take so many off" in all versions; what a positive one means has changed.
         cached.cache.crop(-fed_BK.shape[1])
         cached.mask_BS, cached.next_position_B, cached.hidden_BD = before
@@ -130,7 +130,7 @@ def continue_greedily(network, cached: Cached, forced: Sequence[Sequence[int]], 
 
     The cache is used up: it holds the new tokens afterwards.
     """
-    _extend(network, cached, *pad_left(forced, pad_token_id, network.device))
+    extend(network, cached, *pad_left(forced, pad_token_id, network.device))
     most_B = torch.tensor(most, device=network.device)
     alive_B = torch.ones_like(most_B, dtype=torch.bool)
     columns: list[torch.Tensor] = []
@@ -141,13 +141,13 @@ def continue_greedily(network, cached: Cached, forced: Sequence[Sequence[int]], 
             break
         columns.append(torch.where(alive_B, next_B, -1))
         # A clip that has ended is fed padding, which no other position can see, until the last of the batch has ended.
-        _extend(network, cached, torch.where(alive_B, next_B, pad_token_id)[:, None], alive_B[:, None].long())
+        extend(network, cached, torch.where(alive_B, next_B, pad_token_id)[:, None], alive_B[:, None].long())
     if not columns:
         return [[] for _ in forced]
     return [[token for token in row if token >= 0] for row in torch.stack(columns, dim=1).tolist()]
 
 
-def _extend(network, cached: Cached, ids_BK: torch.Tensor, real_BK: torch.Tensor) -> torch.Tensor:
+def extend(network, cached: Cached, ids_BK: torch.Tensor, real_BK: torch.Tensor) -> torch.Tensor:
     """Feed tokens after what is cached (`real_BK` is 0 for padding), and return their hidden states, B x K x D."""
     position_BK = (cached.next_position_B[:, None] + real_BK.cumsum(dim=1) - 1).clamp(min=0)
     cached.mask_BS = torch.cat([cached.mask_BS, real_BK], dim=1)
