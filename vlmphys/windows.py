@@ -47,8 +47,8 @@ def read_windows(path: str | Path, window_seconds: float, stride_seconds: float,
     wherever that is exact.
 
     Windows begin every `stride_seconds`; the last one ends with the file. `shape` is applied to each frame (H x W x 3, uint8) as soon as it
-    is decoded, so that a long video needs no memory at its full size. Raises VideoError as `read_frames` does, and ValueError for lengths
-    that are not positive or hold fewer frames than wanted.
+    is decoded, so that a long video needs no memory at its full size. Raises VideoError as `read_frames` does, and where a window holds
+    fewer frames than wanted; ValueError for lengths that are not positive.
     """
     if not (window_seconds > 0 and stride_seconds > 0 and np.isfinite(window_seconds + stride_seconds)):
         raise ValueError(f"--window {window_seconds:g}s, --stride {stride_seconds:g}s: both must be longer than 0 seconds")
@@ -79,7 +79,7 @@ def window_starts(length_seconds: float, window_seconds: float, stride_seconds: 
     last = length_seconds - window_seconds
     if last <= 0:
         return [0.0]
-    starts = [number * stride_seconds for number in range(int((last + 1e-6) // stride_seconds) + 1)]
+    starts = [float(number * stride_seconds) for number in range(int((last + 1e-6) // stride_seconds) + 1)]
     return starts if last - starts[-1] < 1e-6 else [*starts, last]
 
 
@@ -118,8 +118,7 @@ def _window_plan(timeline: _Timeline, window: float, stride: float, rule: str, f
         stop = min(start + window, length)
         first, end = np.searchsorted(seconds_N, [start - 1e-6, stop - 1e-6])
         if end - first < frames <= len(seconds_N):
-            raise ValueError(f"--window {window:g}s: the window from {start:.2f} s on holds {end - first} frame(s), {frames} are wanted: give a longer "
-                             "--window")
+            raise VideoError(f"holds {end - first} frame(s) in the window from {start:.2f} s on, {frames} are wanted: give a longer --window")
         plan.append((start, stop, (first + frame_indices(int(end - first), frames, rule)).astype(np.int32)))
     return plan
 
