@@ -22,6 +22,7 @@ VERSION = 1
 BINS = 10                       # of the expected calibration error, of equal width
 FEW_CLIPS = 30                  # of a class: below it the fit is called rough
 TEMPERATURES = (1e-2, 1e3)      # what a fit may answer
+SURE_GAIN = 1.92                # in log-likelihood: half of chi-square's 95th percentile with one degree of freedom
 CALIBRATE_AGAIN = "run vlmphys calibrate again, or delete the file to go on without a calibration"
 
 
@@ -57,14 +58,25 @@ def fit_temperature(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
     anomalous, normal = int(labels_N.sum()), int((~labels_N).sum())
     if not anomalous or not normal:
         raise ValueError(f"a temperature needs val clips of both classes, there are {normal} normal and {anomalous} anomalous ones")
-    wrong_N = np.where(labels_N, -scores_N, scores_N)       # log-odds against the label
     low, high = (math.log(edge) for edge in TEMPERATURES)
     for _ in range(6):                                      # each round narrows the range 16 times
         tried = np.linspace(low, high, 33)
-        costs = [float(np.logaddexp(0, wrong_N * math.exp(-value)).sum()) + value ** 2 / 2 for value in tried]
+        costs = [_cost(labels_N, scores_N, math.exp(value)) + value ** 2 / 2 for value in tried]
         best = int(np.argmin(costs))
         low, high = tried[max(best - 1, 0)], tried[min(best + 1, 32)]
     return math.exp((low + high) / 2)
+
+
+def chosen_temperature(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """`fit_temperature`, or 1 where the clips cannot tell it from 1 (likelihood ratio test at 95 %): then a fit is worse than none on average."""
+    labels_N, scores_N = np.asarray(labels_N, dtype=bool), np.asarray(scores_N, dtype=np.float64)
+    fitted = fit_temperature(labels_N, scores_N)
+    return fitted if _cost(labels_N, scores_N, 1.0) - _cost(labels_N, scores_N, fitted) > SURE_GAIN else 1.0
+
+
+def _cost(labels_N: np.ndarray, scores_N: np.ndarray, temperature: float) -> float:
+    """The negative log-likelihood of the labels, natural logarithm."""
+    return float(np.logaddexp(0, np.where(labels_N, -scores_N, scores_N) / temperature).sum())
 
 
 def probabilities(scores_N: np.ndarray, temperature: float) -> np.ndarray:
@@ -158,9 +170,12 @@ def fit(labels_N: np.ndarray, scores_N: np.ndarray, target_fpr: float | None = N
         threshold, short = threshold_for_rate(scores_N[~labels_N], target_fpr)
         promised = max(target_fpr, 1 / (normal + 1))
         notes += [short] if short else []
-    temperature, errors = 1.0, {"before": None, "after": None, "held_out": None, "bins": BINS}
-    if anomalous:
-        temperature = fit_temperature(labels_N, scores_N)
+    temperature = 1.0
+    errors: dict[str, Any] = {"before": None, "after": None, "held_out": None, "bins": BINS}
+    if anomalous and normal:
+        temperature = chosen_temperature(labels_N, scores_N)
+        if temperature == 1:
+            notes.append("the temperature stays 1: these clips cannot tell another one from it")
         errors.update(before=expected_calibration_error(labels_N, probabilities(scores_N, 1.0)),
                       after=expected_calibration_error(labels_N, probabilities(scores_N, temperature)),
                       held_out=held_out_error(labels_N, scores_N))
@@ -192,7 +207,7 @@ def held_out_error(labels_N: np.ndarray, scores_N: np.ndarray) -> float | None:
         return None
     predicted_N = np.empty(len(scores_N))
     for side in (half_N, ~half_N):
-        predicted_N[side] = probabilities(scores_N[side], fit_temperature(labels_N[~side], scores_N[~side]))
+        predicted_N[side] = probabilities(scores_N[side], chosen_temperature(labels_N[~side], scores_N[~side]))
     return expected_calibration_error(labels_N, predicted_N)
 
 

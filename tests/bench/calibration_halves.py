@@ -31,9 +31,9 @@ def main() -> None:
                              for value in (1, calibration.temperature))
             rate = float((table.scores_N[other][~labels_N[other]] >= calibration.threshold).mean())
             low, high = facts["false_positive_rate"]["interval95"]
-            found.append((before, after, after < before, calibration.temperature, rate, low <= rate <= high))
-        before, after, fell, temperature, rate, within = np.mean(found, axis=0)
-        print(f"{path}: {len(labels_N)} clips, {options.cuts} cuts: calibration error {before:.4f} before, {after:.4f} after, fell in {fell:.1%}; "
+            found.append((before, after, after < before, after > before, calibration.temperature, rate, low <= rate <= high))
+        before, after, fell, rose, temperature, rate, within = np.mean(found, axis=0)
+        print(f"{path}: {len(labels_N)} clips, {options.cuts} cuts: calibration error {before:.4f} before, {after:.4f} after, fell in {fell:.1%}, rose in {rose:.1%}; "
               f"temperature {temperature:.2f}; false positive rate {rate:.4f} at a target of {options.target_fpr:g}, "
               f"within the fitted half's interval in {within:.1%}")
 

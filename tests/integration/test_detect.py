@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clip_files import decode_all, encode_clip, make_videos
 from launching import load_script
@@ -82,13 +83,16 @@ def test_predictions_take_probability_and_verdict_from_the_calibration_and_score
     assert predict(monkeypatch, repository, *common, "--out", after) == 0
     for before, row in zip(lines(raw.read_text()), lines(after.read_text())):
         assert row["score"] == before["score"] and row["verdict"] == ("anomalous" if row["score"] >= facts["threshold"] else "normal")
-        assert abs(row["probability"] - 0.5) * abs(row["score"]) > 0 and row["probability"] != before["probability"]
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"] / facts["temperature"])))
     capsys.readouterr()
     assert predict(monkeypatch, repository, *common, "--out", raw) == 2 and "another calibration" in capsys.readouterr().err
     assert predict(monkeypatch, repository, *common, "--out", raw, "--no-calibration") == 0
+    assert predict(monkeypatch, repository, "--run", anomalous_from(run, 0.01), *common[2:], "--out", tmp_path / "given.jsonl") == 0
+    for row in lines((tmp_path / "given.jsonl").read_text()):
+        assert row["probability"] == pytest.approx(1 / (1 + np.exp(-row["score"] / 2))) and (row["verdict"] == "anomalous") == (row["score"] >= 0.01)
     # The rows of the val split in a file do as well, those of the test split are refused.
     val = tmp_path / "val.jsonl"
-    assert predict(monkeypatch, repository, *common, "--split", "val", "--out", val) == 0
+    assert predict(monkeypatch, repository, *common, "--no-calibration", "--split", "val", "--out", val) == 0
     capsys.readouterr()
     again = ["calibrate", "--run", str(run), "--data", str(packed_folder), "--json", "--target-fpr", "0.05", "--predictions"]
     assert cli.main([*again, str(val)]) == 0
@@ -112,9 +116,10 @@ def test_one_clip_has_predicts_score_and_its_status(run, tiny_model_folder, vide
     split = {"version": 1, "protocol": "weak", "seed": 0, "options": {},
              "clips": {path.relative_to(videos).with_suffix("").as_posix(): "test" for path in sorted(videos.rglob("*.mp4"))}}
     (tmp_path / "split.json").write_text(json.dumps(split))
-    done = subprocess.run([sys.executable, "data_prep/pack.py", "--videos", videos, "--split", tmp_path / "split.json", "--model", tiny_model_folder,
-                           "--out", packed, "--workers", "0"], cwd=repository, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr(sys, "argv", ["pack", "--videos", str(videos), "--split", str(tmp_path / "split.json"), "--model", str(tiny_model_folder),
+                                      "--out", str(packed), "--workers", "0"])
+    assert load_script(repository / "data_prep" / "pack.py").main() == 0
     assert predict(monkeypatch, repository, "--run", run, "--data", packed, "--out", tmp_path / "p.jsonl", "--max-new-tokens", 8) == 0
     rows = {row["clip_id"]: row for row in lines((tmp_path / "p.jsonl").read_text())}
     detector = Detector(run, device="cpu")

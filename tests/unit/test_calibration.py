@@ -82,6 +82,10 @@ def test_a_missing_class_is_refused_or_said():
         fit(np.array([0, 1, 0, 1]), np.array([0, 1, np.nan, 2]))
 
 
+def test_a_temperature_that_few_clips_cannot_tell_from_1_stays_1():
+    assert fit(*drawn(40, 1.3, seed=3))[0].temperature == 1 and fit(*drawn(2000, 1.3, seed=3))[0].temperature == pytest.approx(1.3, rel=0.15)
+
+
 def test_clips_all_on_their_right_side_give_no_extreme_temperature():
     assert 0.1 < fit_temperature([0, 0, 1, 1], [-4, -3, 3, 4]) < 1
 
