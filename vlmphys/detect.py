@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmphys.detector import Detection, Detector
+from vlmphys.detector import AUTO, Detection, Detector
 from vlmphys.files import check_target, write_atomic, writing
 from vlmphys.layout import video_paths
 from vlmphys.predictions import Explain
@@ -83,6 +83,9 @@ def detect(options: DetectOptions, console) -> int:
     paths = None if options.target is None else paths_of(options.target)
     detector = Detector(options.run, options.priors, options.device, options.dtype)
     detector.check_category(options.category)
+    if options.category not in (AUTO, *detector.categories):
+        print(f"note: the run was not trained on {options.category!r}, only on {', '.join(detector.categories)}: its verdict on it may mean nothing",
+              file=sys.stderr)
     statuses, cards = {NORMAL}, []
 
     def emit(found: Detection | Refused) -> None:

@@ -174,6 +174,8 @@ def test_a_missing_run_and_a_category_without_a_prior_are_one_sentence(run, vide
     clip = videos / "fan/train/0000.mp4"
     assert detect(tmp_path / "nowhere", clip, "--category", "fan") == 2 and "is no run folder" in capsys.readouterr().err
     assert detect(run, clip, "--category", "fam") == 2 and "did you mean 'fan'" in capsys.readouterr().err
+    assert detect(anomalous_from(run, 1e3), clip, "--category", "gear", "--explain", "none") == 0
+    assert "not trained on 'gear', only on fan, hinge" in capsys.readouterr().err
 
 
 def test_a_video_of_two_minutes_has_a_timeline(run, tmp_path, capsys):
