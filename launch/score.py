@@ -19,7 +19,7 @@ from vlmphys.judge_journal import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict
-from vlmphys.published import BY_CATEGORY_TITLE, beside_table, published_record, published_rows_table
+from vlmphys.published import beside_table, published_record, published_rows_table
 from vlmphys.records import Split, label_of
 from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
@@ -142,15 +142,15 @@ def score(arguments: argparse.Namespace) -> None:
         runs[name]["warnings"] += [difference] if difference else []
     comparison = compare_runs(predictions, runs, arguments.seed) if arguments.compare else None
     clips = score_texts(arguments, predictions, runs, print)
-    tables = [*(ablation_tables(comparison) if comparison else ()), *explanation_tables(runs),
-              *filter(None, (beside_table(runs), published_rows_table(runs)))]
+    tables = [*(ablation_tables(comparison) if comparison else ()), *explanation_tables(runs)]
+    published = list(filter(None, (beside_table(runs), published_rows_table(runs))))
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row},
-                      tables)
+                      [*tables, *published])
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
-    for name, text in texts(runs, n_common, comparison, tables, page).items():
+    for name, text in texts(runs, n_common, comparison, [*tables, *published], page).items():
         write_atomic(arguments.out / name, text.encode())
     if clips:
         write_atomic(arguments.out / TEXTS_NAME, clip_lines(clips).encode(errors="replace"))
@@ -169,15 +169,13 @@ def texts(runs: dict[str, dict], n_common: int, comparison: dict | None, tables:
 
 
 def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
-    """Print the tables and where the report is."""
+    """Print the runs' own tables and where the report is. Published figures, of other clips, stand in the files beside it alone."""
     console = Console()
     # A table cut off at 80 columns helps nobody: a pipe or a log file has room.
     console = console if console.is_terminal else Console(width=200)
     print_scores(runs, console)
     for table in tables:
-        # The published figures category by category are in the files: a terminal has no room for them.
-        if table.title != BY_CATEGORY_TITLE:
-            table.show(console)
+        table.show(console)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 

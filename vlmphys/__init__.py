@@ -5,12 +5,21 @@ Reading order. What a clip is and where it stands: `records`, `layout`, `splits`
 `shards`, `packing` (`workers`), `verifying`. Training, top to bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`,
 `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside it
 `validation`, `signals`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`, `runs`, and what lies below `engine`:
-`deepspeed_parts`, `compiling`, `out_of_memory`. After it: `inference`, `predict`, `predictions` (`rows`, `answer_files`),
-`metrics` (`paired`), `scoring`, `comparison`, `published`, `report` (`tables`, `text_tables`, `charts`), `paper`, `export` (`card`). What
-the explanations are worth: `text_metrics`, `explanations` (`sentences`), `llm_score`, `paeval_score`, `text_figures`, and the judge that
-they ask, `judge` (`judge_options`, `judge_client`, `judge_local`, `judge_replies`, `judge_journal`). Before it: `plan` (`cases`, `memory`,
-`duration`), `doctor`; both and `export` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`, `preview`; what it gives
+`deepspeed_parts`, `compiling`, `out_of_memory`. After it: `inference`, `predict`, `predictions` (`rows`, `answer_files`), `calibration`
+(`calibrate`), `metrics` (`paired`), `scoring`, `comparison`, `published`, `report` (`tables`, `text_tables`, `charts`), `paper`, `export`
+(`card`). What the explanations are worth: `text_metrics`, `explanations` (`sentences`), `llm_score`, `paeval_score`, `text_figures`, and
+the judge that they ask, `judge` (`judge_options`, `judge_client`, `judge_local`, `judge_replies`, `judge_journal`). One clip at a time:
+`detector` (`windows`, `guessing`), `detect` (`watching`, `shown`). Before a run: `plan` (`cases`, `memory`, `duration`), `doctor`; these
+two, `export`, `calibrate` and `detect` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`, `preview`; what it gives
 away: `cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`Detector` and `Detection`, looked up when they are asked for: importing the package loads no torch."""
+    if name in ("Detector", "Detection"):
+        from vlmphys import detector
+        return getattr(detector, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

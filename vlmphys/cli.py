@@ -1,4 +1,4 @@
-"""The command line `vlmphys`: `plan`, `doctor` and `export`. Nothing heavy is imported before it is needed."""
+"""The command line `vlmphys`: `plan`, `doctor`, `export`, `calibrate` and `detect`. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmphys.cases import gib
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="vlmphys", description="What a run will take, and what this machine can do. For the rest: launch/.")
+    top = argparse.ArgumentParser(prog="vlmphys", description="What a run will take, what this machine can do, and what a finished run says of clips. For the rest: launch/.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     plan = commands.add_parser(
         "plan", help="memory, disk, steps and time of a run before anything is loaded",
@@ -46,21 +46,57 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--merge", action="store_true", help="whole weights, where the run trained an adapter")
     export.add_argument("--scores", metavar="FILE", help="scores.json of this run, for the card   [the one beside its predictions]")
     export.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="precision of the weights   [the run's own]")
-    for command in (plan, doctor):
-        command.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    calibrate = commands.add_parser(
+        "calibrate", help="a run's temperature and threshold from its val split",
+        description="Writes calibration.json into the run folder: launch/predict.py and vlmphys detect then take probability and verdict from it. "
+                    "Exit status 0: written; 2: it was not, and one sentence says why.")
+    calibrate.add_argument("--run", type=Path, required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
+    calibrate.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder written by data_prep/pack.py; its val split is used")
+    calibrate.add_argument("--predictions", type=Path, metavar="FILE", help="rows of launch/predict.py --split val   [scored now]")
+    calibrate.add_argument("--target-fpr", type=float, metavar="RATE",
+                           help="the share of normal clips that may be called anomalous, 0.01 say   [the highest balanced accuracy]")
+    calibrate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
+    _add_detect(commands)
+    for command in (plan, doctor, calibrate):
+        command.add_argument("--json", action="store_true", help="print JSON" + ("" if command is calibrate else ", sizes in bytes"))
     return top
+
+
+def _add_detect(commands) -> None:
+    """The arguments of `vlmphys detect`."""
+    detect = commands.add_parser(
+        "detect", help="one clip, a folder, a list of paths or a watched folder: verdict, probability, reason",
+        description="Exit status 0: every clip is normal; 3: one is anomalous; 2: one could not be judged, or the command could not begin.")
+    detect.add_argument("target", nargs="?", metavar="FILE|FOLDER|-", help="a clip, a folder of clips, or - for paths on standard input, one a line")
+    detect.add_argument("--run", type=Path, required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
+    detect.add_argument("--category", required=True, metavar="C", help="what the clips show, such as fan; auto names the likeliest of the run's")
+    detect.add_argument("--priors", type=Path, metavar="DIR", help="folder of your own priors, as in training")
+    detect.add_argument("--json", action="store_true", help="one line of JSON a clip instead of a panel")
+    detect.add_argument("--html", type=Path, metavar="FILE", help="also write one page with film strips")
+    detect.add_argument("--window", metavar="4s", help="cut each video into windows of this length; the highest score is the video's")
+    detect.add_argument("--stride", metavar="2s", help="from one window's begin to the next one's   [half a window]")
+    detect.add_argument("--explain", choices=["all", "anomalous", "none"], default="all", help="which clips get a reason; none is faster   [all]")
+    detect.add_argument("--watch", type=Path, metavar="DIR", help="judge each clip that appears in this folder, once, also after a restart")
+    detect.add_argument("--state", type=Path, metavar="FILE", help="with --watch: the journal   [DIR/detections.jsonl]")
+    detect.add_argument("--settle", default="1s", metavar="1s", help="with --watch: how long a file must not have grown before it is read   [1s]")
+    detect.add_argument("--until-idle", metavar="60s", help="with --watch: end when nothing has come for so long   [watch until interrupted]")
+    detect.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
+    detect.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status; what goes wrong is one sentence on stderr and 2."""
     arguments = parser().parse_args(argv)
     try:
-        return {"plan": plan, "doctor": doctor, "export": export}[arguments.command](arguments)
+        return {"plan": plan, "doctor": doctor, "export": export, "calibrate": calibrate, "detect": detect}[arguments.command](arguments)
     except ValueError as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{error}; correct this (a full disk, a folder that may not be written, a file that is missing) and run the same "
                        "command again")
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except SafetensorError as error:
         return _refuse(f"a file of weights is damaged ({error}): put it back, or train again")
 
@@ -111,6 +147,25 @@ def export(arguments: argparse.Namespace) -> int:
     from vlmphys.export import export as write
     write(arguments.run, arguments.out, arguments.merge, arguments.scores, arguments.dtype, Console())
     return 0
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """`vlmphys calibrate`."""
+    from vlmphys.calibrate import calibrate as fit
+    from vlmphys.calibrate import show
+    _print(fit(arguments.run, arguments.data, arguments.predictions, arguments.target_fpr, arguments.device), arguments.json, show)
+    return 0
+
+
+def detect(arguments: argparse.Namespace) -> int:
+    """`vlmphys detect`."""
+    from rich.console import Console
+
+    from vlmphys.detect import DetectOptions, detect, seconds_of
+    from vlmphys.predictions import Explain
+    given = {key: value for key, value in vars(arguments).items() if key != "command"}
+    times = {key: given[key] if given[key] is None else seconds_of(given[key]) for key in ("window", "stride", "settle", "until_idle")}
+    return detect(DetectOptions(**{**given, **times, "explain": Explain(given["explain"])}), Console())
 
 
 def _print(result: dict[str, Any], as_json: bool, show) -> None:

@@ -51,7 +51,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 def check_target(option: str, path: Path) -> None:
     """Raise ValueError where a file given as `option` could not be written: before the work, so that its result is not lost."""
     if path.is_dir():
-        raise ValueError(f"{option} {path} is a folder: give the name of a JSON file")
+        raise ValueError(f"{option} {path} is a folder: give the name of a file")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"{option} {path}: its folder does not exist; make it first")
     if not os.access(path.absolute().parent, os.W_OK):

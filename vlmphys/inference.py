@@ -9,7 +9,7 @@ H W pixels, C channels, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,12 +24,14 @@ from vlmphys.records import Verdict
 class Judged:
     """What the model says of one clip. Log-probabilities are natural, summed over a verdict's whole token sequence.
 
-    `generated` holds the tokens after the verdict, without `</s>`; None where no explanation was asked for.
+    `generated` holds the tokens after the verdict, without `</s>`; None where no explanation was asked for. `threshold` is the log-odds
+    from which the verdict is anomalous.
     """
 
     log_normal: float
     log_anomalous: float
     generated: list[int] | None
+    threshold: float = 0.0
 
     @property
     def score(self) -> float:
@@ -38,8 +40,8 @@ class Judged:
 
     @property
     def verdict(self) -> Verdict:
-        """The likelier verdict: Anomalous where both are equally likely."""
-        return verdict_of(self.score)
+        """Anomalous from the threshold on; where that is 0, the likelier verdict, and Anomalous where both are equally likely."""
+        return verdict_of(self.score, self.threshold)
 
 
 @dataclass
@@ -60,19 +62,19 @@ class Cached:
 @torch.inference_mode()
 def judge_batch(network, facts: ModelFacts, prompts: Sequence[Sequence[int]], frames_BTHWC: np.ndarray,
                 continuations: Mapping[Verdict, Sequence[int]], eos_token_id: int, explain: Explain = Explain.ALL,
-                max_new_tokens: int = 128) -> list[Judged]:
+                max_new_tokens: int = 128, threshold: float = 0.0) -> list[Judged]:
     """Judge a batch of clips.
 
     prompts: each clip's token ids up to its verdict (`input_ids[:verdict_span[0]]`), `<video>` expanded. frames: uint8.
     continuations: both verdicts' token sequences after such a prompt, of any lengths. An explanation ends at `</s>`, after
-    `max_new_tokens`, or where the model's positions end.
+    `max_new_tokens`, or where the model's positions end; it goes on after the verdict that the log-odds have at `threshold`.
     """
     features = video_features(network, normalise_frames(
         torch.from_numpy(np.ascontiguousarray(frames_BTHWC)).to(network.device), facts.image_mean, facts.image_std, network.dtype))
     cached = prefill(network, prompts, features, facts.pad_token_id)
     log_normal_B, log_anomalous_B = (
         continuation_log_probs(network, cached, continuations[verdict]).tolist() for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS))
-    judged = [Judged(normal, anomalous, None) for normal, anomalous in zip(log_normal_B, log_anomalous_B)]
+    judged = [Judged(normal, anomalous, None, threshold) for normal, anomalous in zip(log_normal_B, log_anomalous_B)]
     explained = [row for row, clip in enumerate(judged) if explain.wants(clip.verdict)]
     if not explained:
         return judged
@@ -82,7 +84,7 @@ def judge_batch(network, facts: ModelFacts, prompts: Sequence[Sequence[int]], fr
     room = [facts.max_positions - len(prompts[row]) - len(tokens) for row, tokens in zip(explained, forced)]
     generated = continue_greedily(network, cached, forced, facts.pad_token_id, eos_token_id, [min(max_new_tokens, left) for left in room])
     for row, tokens in zip(explained, generated):
-        judged[row] = Judged(judged[row].log_normal, judged[row].log_anomalous, tokens)
+        judged[row] = replace(judged[row], generated=tokens)
     return judged
 
 
@@ -112,7 +114,7 @@ def continuation_log_probs(network, cached: Cached, tokens: Sequence[int]) -> to
     if len(tokens) > 1:
         fed_BK = torch.tensor(tokens[:-1], device=network.device).expand(len(cached.mask_BS), -1)
         before = (cached.mask_BS, cached.next_position_B, cached.hidden_BD)
-        hidden_BKD = torch.cat([hidden_BKD, _extend(network, cached, fed_BK, torch.ones_like(fed_BK))], dim=1)
+        hidden_BKD = torch.cat([hidden_BKD, extend(network, cached, fed_BK, torch.ones_like(fed_BK))], dim=1)
         # A negative count means "take so many off" in all versions; what a positive one means has changed.
         cached.cache.crop(-fed_BK.shape[1])
         cached.mask_BS, cached.next_position_B, cached.hidden_BD = before
@@ -128,7 +130,7 @@ def continue_greedily(network, cached: Cached, forced: Sequence[Sequence[int]], 
 
     The cache is used up: it holds the new tokens afterwards.
     """
-    _extend(network, cached, *pad_left(forced, pad_token_id, network.device))
+    extend(network, cached, *pad_left(forced, pad_token_id, network.device))
     most_B = torch.tensor(most, device=network.device)
     alive_B = torch.ones_like(most_B, dtype=torch.bool)
     columns: list[torch.Tensor] = []
@@ -139,13 +141,13 @@ def continue_greedily(network, cached: Cached, forced: Sequence[Sequence[int]], 
             break
         columns.append(torch.where(alive_B, next_B, -1))
         # A clip that has ended is fed padding, which no other position can see, until the last of the batch has ended.
-        _extend(network, cached, torch.where(alive_B, next_B, pad_token_id)[:, None], alive_B[:, None].long())
+        extend(network, cached, torch.where(alive_B, next_B, pad_token_id)[:, None], alive_B[:, None].long())
     if not columns:
         return [[] for _ in forced]
     return [[token for token in row if token >= 0] for row in torch.stack(columns, dim=1).tolist()]
 
 
-def _extend(network, cached: Cached, ids_BK: torch.Tensor, real_BK: torch.Tensor) -> torch.Tensor:
+def extend(network, cached: Cached, ids_BK: torch.Tensor, real_BK: torch.Tensor) -> torch.Tensor:
     """Feed tokens after what is cached (`real_BK` is 0 for padding), and return their hidden states, B x K x D."""
     position_BK = (cached.next_position_B[:, None] + real_BK.cumsum(dim=1) - 1).clamp(min=0)
     cached.mask_BS = torch.cat([cached.mask_BS, real_BK], dim=1)

@@ -46,7 +46,7 @@ def scan_videos(root: str | Path) -> list[Clip]:
         raise ValueError(f"videos folder {root}: is a file; expected a folder laid out as {LAYOUT}")
     clips: dict[str, Clip] = {}
     outside: list[str] = []
-    for path in _video_paths(root):
+    for path in video_paths(root):
         place = path.relative_to(root).parts
         if len(place) == 3 and place[1] == TRAIN_FOLDER:
             state = NORMAL_STATE
@@ -67,7 +67,7 @@ def scan_videos(root: str | Path) -> list[Clip]:
     return [clips[clip_id] for clip_id in sorted(clips)]
 
 
-def _video_paths(root: Path) -> list[Path]:
+def video_paths(root: Path) -> list[Path]:
     """Names that end like a video, broken links and unreadable files included: packing reports those, it does not lose them."""
     found = []
     for folder, subfolders, names in os.walk(root, followlinks=True):

@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vlmphys.calibration import read_calibration
 from vlmphys.dialogue import verdict_continuations
 from vlmphys.inference import Judged, judge_batch
 from vlmphys.model import ModelFacts, load_model, load_tokenizer, read_facts, resolve_source
-from vlmphys.predictions import Explain, Grounding, Identity, Prediction, PredictionWriter, probability_of
+from vlmphys.predictions import UNCALIBRATED, Calibration, Explain, Grounding, Identity, Prediction, PredictionWriter
 from vlmphys.prompts import reason_of
 from vlmphys.records import Split, Variant
 from vlmphys.runs import Run, folder_fingerprint, load_run_model, open_run
@@ -41,6 +42,7 @@ class PredictOptions:
     max_new_tokens: int = 128
     dtype: str = "auto"
     device: str = "auto"
+    calibrated: bool = True         # with the run's calibration.json, where it has one
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Source:
     label: str
     variant: Variant
     run: Run | None
+    calibration: Calibration = UNCALIBRATED
 
 
 def predict(options: PredictOptions, console: Console) -> int:
@@ -72,10 +75,13 @@ def predict(options: PredictOptions, console: Console) -> int:
     packed.check_bytes()
     grounding = Grounding.NONE if source.variant is Variant.NO_PHYSICS else Grounding.PRIOR
     identity = Identity(source.label, source.variant.value, grounding.value, packed.fingerprint)
-    with PredictionWriter(options.out, identity, options.explain, side) as writer:
+    with PredictionWriter(options.out, identity, options.explain, side, source.calibration) as writer:
         todo = [clip_id for clip_id in clip_ids if clip_id not in writer.done]
         console.print(f"{source.label}, {source.variant.value}: {len(clip_ids)} clips of {options.split.value}, "
                       f"{len(clip_ids) - len(todo)} predicted before", highlight=False)
+        if source.calibration != UNCALIBRATED:
+            console.print(f"calibrated: temperature {source.calibration.temperature:.3g}, anomalous from score {source.calibration.threshold:.3g}",
+                          highlight=False)
         if source.run is not None and source.run.data_fingerprint != packed.fingerprint:
             console.print("note: the run was trained on other packed data than this: clips of this side may have been in its training",
                           highlight=False)
@@ -86,7 +92,8 @@ def predict(options: PredictOptions, console: Console) -> int:
             with _progress(console) as progress:
                 task = progress.add_task("predicting", total=len(clip_ids), completed=len(clip_ids) - len(todo))
                 for start in range(0, len(todo), size):
-                    for row in predict_batch(network, facts, tokenizer, packed, todo[start:start + size], identity, options):
+                    for row in predict_batch(network, facts, tokenizer, packed, todo[start:start + size], identity, options,
+                                             source.calibration):
                         writer.append(row)
                         progress.advance(task)
     console.print(f"predictions: {options.out}", highlight=False, soft_wrap=True)
@@ -94,15 +101,15 @@ def predict(options: PredictOptions, console: Console) -> int:
 
 
 def predict_batch(network, facts: ModelFacts, tokenizer, packed: Packed, clip_ids: Sequence[str], identity: Identity,
-                  options: PredictOptions) -> list[Prediction]:
+                  options: PredictOptions, calibration: Calibration = UNCALIBRATED) -> list[Prediction]:
     """The rows of one batch of clips."""
     continuations = verdict_continuations(tokenizer)
     clips = [packed.frames.row(clip_id) for clip_id in clip_ids]
     dialogues = [packed.dialogues.row(clip_id, identity.variant) for clip_id in clip_ids]
     judged = judge_batch(network, facts, [row.input_ids[:row.verdict_span[0]] for row in dialogues],
                          np.stack([clip.frames_THWC for clip in clips]), continuations, tokenizer.eos_token_id,
-                         options.explain, options.max_new_tokens)
-    return [prediction_of(clip, dialogue, result, continuations[result.verdict], tokenizer, identity)
+                         options.explain, options.max_new_tokens, calibration.threshold)
+    return [prediction_of(clip, dialogue, result, continuations[result.verdict], tokenizer, identity, calibration)
             for clip, dialogue, result in zip(clips, dialogues, judged)]
 
 
@@ -121,8 +128,10 @@ def find_source(options: PredictOptions) -> Source:
         raise ValueError(f"{options.run} was trained on {run.variant.value}: leave --variant out, or give another run")
     # An adapter folder has neither config nor tokenizer of its own that can be trusted to be whole: those of its base are used.
     whole = (run.model_folder / "config.json").is_file()
-    label = f"{run.folder.absolute().name}@{folder_fingerprint(run.model_folder)[:12]}"
-    return Source(str(run.model_folder) if whole else run.config.model, label, run.variant, run)
+    fingerprint = folder_fingerprint(run.model_folder)
+    calibration = read_calibration(run.folder, fingerprint) if options.calibrated else UNCALIBRATED
+    label = f"{run.folder.absolute().name}@{fingerprint[:12]}"
+    return Source(str(run.model_folder) if whole else run.config.model, label, run.variant, run, calibration)
 
 
 def check_data(packed: Packed, facts: ModelFacts, variant: Variant, folder: Path) -> None:
@@ -163,22 +172,26 @@ def fitting_batch_size(text_config, positions: int, dtype: torch.dtype) -> int:
 
 
 def prediction_of(clip: ClipRow, dialogue: DialogueRow, judged: Judged, verdict_tokens: Sequence[int], tokenizer,
-                  identity: Identity) -> Prediction:
-    """One row. The last answer is put together from what was given of it, the likelier verdict, and what was generated."""
+                  identity: Identity, calibration: Calibration = UNCALIBRATED) -> Prediction:
+    """One row. The last answer is put together from what was given of it, the verdict, and what was generated."""
     start = dialogue.verdict_span[0]
     turn, ids = np.asarray(dialogue.turn[:start]), np.asarray(dialogue.input_ids[:start])
     last = int(np.asarray(dialogue.turn).max())
-    given = [tokenizer.decode(ids[turn == number].tolist(), skip_special_tokens=True).strip() for number in range(1, last)]
-    answer = [*ids[turn == last].tolist(), *verdict_tokens, *(judged.generated or [])]
-    text = tokenizer.decode(answer, skip_special_tokens=True).strip()
-    explanation = None
-    if judged.generated is not None:
-        # A model that does not keep to the form has no "Reason:"; what it wrote instead is shown as it is.
-        explanation = reason_of(text) or tokenizer.decode(judged.generated, skip_special_tokens=True).strip()
+    answers = [tokenizer.decode(ids[turn == number].tolist(), skip_special_tokens=True).strip() for number in range(1, last)]
+    text, explanation = last_answer(ids[turn == last].tolist(), verdict_tokens, judged.generated, tokenizer)
     return Prediction(
         clip_id=clip.clip_id, category=clip.category, state=clip.state, label=int(clip.label), score=judged.score,
-        probability=probability_of(judged.score), verdict=judged.verdict.value,
-        explanation=explanation, answers=[*given, text], **asdict(identity))
+        probability=calibration.probability(judged.score), verdict=judged.verdict.value,
+        explanation=explanation, answers=[*answers, text], **asdict(identity))
+
+
+def last_answer(given: Sequence[int], verdict_tokens: Sequence[int], generated: Sequence[int] | None, tokenizer) -> tuple[str, str | None]:
+    """The text of the last answer, and the explanation in it: None where none was generated."""
+    text = tokenizer.decode([*given, *verdict_tokens, *(generated or [])], skip_special_tokens=True).strip()
+    if generated is None:
+        return text, None
+    # A model that does not keep to the form has no "Reason:"; what it wrote instead is shown as it is.
+    return text, reason_of(text) or tokenizer.decode(generated, skip_special_tokens=True).strip()
 
 
 def _progress(console: Console) -> Progress:

@@ -59,6 +59,25 @@ def verdict_of(score: float, threshold: float = 0.0) -> Verdict:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How a score is read: probability of Anomalous at a temperature above 0, anomalous from a threshold, a score, on."""
+
+    temperature: float = 1.0
+    threshold: float = 0.0
+
+    def probability(self, score: float) -> float:
+        """The probability of Anomalous against Normal alone."""
+        return probability_of(score / self.temperature)
+
+    def verdict(self, score: float) -> Verdict:
+        """The hard verdict."""
+        return verdict_of(score, self.threshold)
+
+
+UNCALIBRATED = Calibration()
+
+
+@dataclass(frozen=True)
 class Identity:
     """What must be the same for all rows of one file: rows of two models, variants or data folders are never mixed."""
 
@@ -91,14 +110,16 @@ class PredictionWriter:
     """Appends rows to predictions.jsonl, each flushed to the disk, and knows which clips stand there already.
 
     Opening checks the rows that are there and raises ValueError where they belong to another model, variant, grounding or
-    data folder, were made with another `explain`, or are of clips that are not in `side` (all clips that may stand in the file;
-    None: any); the file is left as it was. A last line without its newline is what a killed process leaves: it is dropped, and
+    data folder, were made with another `explain` or `calibration`, or are of clips that are not in `side` (all clips that may stand
+    in the file; None: any); the file is left as it was. A last line without its newline is what a killed process leaves: it is dropped, and
     its clip is predicted again. A new file is created by its first row, which raises ValueError where another process was faster.
     """
 
-    def __init__(self, path: Path, identity: Identity, explain: Explain, side: Collection[str] | None = None) -> None:
+    def __init__(self, path: Path, identity: Identity, explain: Explain, side: Collection[str] | None = None,
+                 calibration: Calibration = UNCALIBRATED) -> None:
         self.path = Path(path)
         self.identity = identity
+        self.calibration = calibration
         self.side = None if side is None else frozenset(side)
         self.done: set[str] = set()
         if self.path.is_dir():
@@ -145,6 +166,11 @@ class PredictionWriter:
         clip_id, verdict = row.get("clip_id"), row.get("verdict")
         if not isinstance(clip_id, str) or verdict not in list(Verdict):
             raise ValueError(f"{where} is no row of predictions.jsonl: it needs a clip_id and a verdict")
+        score = row.get("score")
+        if isinstance(score, float) and (row.get("probability"), verdict) != (self.calibration.probability(score),
+                                                                              self.calibration.verdict(score).value):
+            raise ValueError(f"{where} was predicted with another calibration than the run has now: give another --out, or delete "
+                             f"{self.path} to predict again")
         if (row.get("explanation") is not None) != explain.wants(Verdict(verdict)):
             raise ValueError(f"{where} {'has an' if row.get('explanation') is not None else 'has no'} explanation, which --explain "
                              f"{explain.value} does not give: use the same --explain as before, or another --out")

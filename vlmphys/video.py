@@ -1,4 +1,4 @@
-"""The only file that decodes video: N frames of a clip, exact to the bit, with no packet decoded in vain.
+"""N frames of a clip, exact to the bit, with no packet decoded in vain. Nothing but this file and `windows` decodes video.
 
 Shape suffixes: T frames, H W pixels, C colour channels (RGB).
 """
@@ -75,7 +75,7 @@ def read_frames(path: str | Path, rule: str = "official", frames: int = 8, reade
         raise ValueError(f"reader {reader!r}: must be one of {', '.join(READERS)}")
     frame_indices(frames, frames, rule)
     path = Path(path)
-    _check_regular(path)
+    check_regular(path)
     if reader == "decord":
         return _read_decord(path, rule, frames, threads)
     try:
@@ -89,7 +89,7 @@ def read_frames(path: str | Path, rule: str = "official", frames: int = 8, reade
             raise VideoError(f"{first}; {second}") from second
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     try:
         facts = path.stat()
     except OSError as error:
@@ -103,21 +103,21 @@ def _check_regular(path: Path) -> None:
 def _read_pyav(path: Path, rule: str, frames: int, threads: int) -> DecodedClip:
     try:
         with av.open(str(path)) as container:
-            stream = _video_stream(container, threads)
-            _check_whole(path, stream)
+            stream = video_stream(container, threads)
+            check_whole(path, stream)
             packets, times = _packets(container, stream, path.stat().st_size <= PACKETS_KEPT_BYTES)
             if times is not None:
                 wanted = frame_indices(len(times), frames, rule)
                 wanted_times = [times[index] for index in wanted]
                 clip = _decode_at_times(stream, packets, wanted_times) if packets else _decode_afresh(path, wanted_times, threads)
                 if clip is not None:
-                    return DecodedClip(clip, wanted, _fps(stream), len(times))
+                    return DecodedClip(clip, wanted, fps_of(stream), len(times))
         return _decode_by_counting(path, rule, frames, threads)
     except (av.error.FFmpegError, OSError) as error:
         raise ReaderRefused(f"PyAV: {error.strerror or error}") from error
 
 
-def _video_stream(container, threads: int):
+def video_stream(container, threads: int):
     if not container.streams.video:
         raise VideoError("has no video stream")
     stream = container.streams.video[0]
@@ -127,11 +127,11 @@ def _video_stream(container, threads: int):
     return stream
 
 
-def _fps(stream) -> float:
+def fps_of(stream) -> float:
     return float(stream.average_rate) if stream.average_rate else 0.0
 
 
-def _check_whole(path: Path, stream) -> None:
+def check_whole(path: Path, stream) -> None:
     """An mp4 names the place of every sample up front, so that a file that ends early is found before it is decoded."""
     ends = [entry.pos + entry.size for entry in stream.index_entries]
     size = path.stat().st_size
@@ -182,38 +182,38 @@ def _decode_at_times(stream, packets, times: list[int]) -> np.ndarray | None:
                 # Two packets may make one interlaced frame: only counting is exact there.
                 if frame.interlaced_frame:
                     return None
-                picked[slots[frame.pts]] = _rgb(frame)
+                picked[slots[frame.pts]] = rgb_of(frame)
         if not waiting:
             break
     if any(image is None for image in picked):
         return None
-    return _stack(picked)
+    return stacked(picked)
 
 
 def _decode_afresh(path: Path, times: list[int], threads: int) -> np.ndarray | None:
     """`_decode_at_times` for a file too large for its packets to be kept."""
     with av.open(str(path)) as container:
-        stream = _video_stream(container, threads)
+        stream = video_stream(container, threads)
         return _decode_at_times(stream, container.demux(stream), times)
 
 
 def _decode_by_counting(path: Path, rule: str, frames: int, threads: int) -> DecodedClip:
     """Plain decoding, twice: the first pass counts, the second one keeps. Exact for every file that decodes at all."""
     with av.open(str(path)) as container:
-        n_frames = sum(1 for _ in container.decode(_video_stream(container, threads)))
+        n_frames = sum(1 for _ in container.decode(video_stream(container, threads)))
     wanted = frame_indices(n_frames, frames, rule)
     keep, picked = set(wanted.tolist()), []
     with av.open(str(path)) as container:
-        stream = _video_stream(container, threads)
+        stream = video_stream(container, threads)
         for index, frame in enumerate(container.decode(stream)):
             if index in keep:
-                picked.append(_rgb(frame))
+                picked.append(rgb_of(frame))
             if len(picked) == frames:
                 break
-        return DecodedClip(_stack(picked), wanted, _fps(stream), n_frames)
+        return DecodedClip(stacked(picked), wanted, fps_of(stream), n_frames)
 
 
-def _rgb(frame) -> np.ndarray:
+def rgb_of(frame) -> np.ndarray:
     if frame.is_corrupt:
         raise VideoError(f"is damaged: the frame at time stamp {frame.pts} does not decode cleanly")
     image_HWC = frame.to_ndarray(format="rgb24")
@@ -221,7 +221,7 @@ def _rgb(frame) -> np.ndarray:
     return np.rot90(image_HWC, frame.rotation // 90) if frame.rotation % 360 else image_HWC
 
 
-def _stack(images: list[np.ndarray]) -> np.ndarray:
+def stacked(images: list[np.ndarray]) -> np.ndarray:
     shapes = sorted({image.shape for image in images})
     if len(shapes) > 1:
         raise VideoError(f"changes its size on the way: {' and '.join(f'{shape[1]} x {shape[0]}' for shape in shapes)}")

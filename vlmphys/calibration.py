@@ -1,0 +1,240 @@
+"""From scores of val clips to a temperature and a threshold, and the file that keeps them in the run folder. No torch.
+
+probability = 1 / (1 + exp(-score / temperature)); a clip is anomalous from score >= threshold. Scores themselves are never changed.
+Shape suffix: N clips.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlmphys.files import json_bytes, read_json, write_atomic
+from vlmphys.predictions import UNCALIBRATED, Calibration
+
+CALIBRATION = "calibration.json"
+VERSION = 1
+BINS = 10                       # of the expected calibration error, of equal width
+FEW_CLIPS = 30                  # of a class: below it the fit is called rough
+TEMPERATURES = (1e-2, 1e3)      # what a fit may answer
+SURE_GAIN = 1.92                # in log-likelihood: half of chi-square's 95th percentile with one degree of freedom
+CALIBRATE_AGAIN = "run vlmphys calibrate again, or delete the file to go on without a calibration"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of clips, and its exact 95 % interval (Clopper and Pearson 1934)."""
+
+    count: int
+    of: int
+
+    @property
+    def value(self) -> float:
+        """The share itself."""
+        return self.count / self.of
+
+    @property
+    def interval95(self) -> tuple[float, float]:
+        """Both ends, 0 to 1."""
+        return binomial_interval(self.count, self.of)
+
+    def as_json(self) -> dict[str, Any]:
+        """As calibration.json holds it."""
+        return {"value": self.value, "clips": self.count, "of": self.of, "interval95": list(self.interval95)}
+
+
+def fit_temperature(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """The temperature that makes the labels likeliest, within TEMPERATURES.
+
+    A normal distribution around 0 with deviation 1 is the prior of its logarithm, which counts about as much as one clip: without it few
+    clips that are all on their right side would make every probability 0 or 1. Raises ValueError where a class is missing.
+    """
+    labels_N, scores_N = np.asarray(labels_N, dtype=bool), np.asarray(scores_N, dtype=np.float64)
+    anomalous, normal = int(labels_N.sum()), int((~labels_N).sum())
+    if not anomalous or not normal:
+        raise ValueError(f"a temperature needs val clips of both classes, there are {normal} normal and {anomalous} anomalous ones")
+    low, high = (math.log(edge) for edge in TEMPERATURES)
+    for _ in range(6):                                      # each round narrows the range 16 times
+        tried = np.linspace(low, high, 33)
+        costs = [_cost(labels_N, scores_N, math.exp(value)) + value ** 2 / 2 for value in tried]
+        best = int(np.argmin(costs))
+        low, high = tried[max(best - 1, 0)], tried[min(best + 1, 32)]
+    return math.exp((low + high) / 2)
+
+
+def chosen_temperature(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """`fit_temperature`, or 1 where the clips cannot tell it from 1 (likelihood ratio test at 95 %): then a fit is worse than none on average."""
+    labels_N, scores_N = np.asarray(labels_N, dtype=bool), np.asarray(scores_N, dtype=np.float64)
+    fitted = fit_temperature(labels_N, scores_N)
+    return fitted if _cost(labels_N, scores_N, 1.0) - _cost(labels_N, scores_N, fitted) > SURE_GAIN else 1.0
+
+
+def _cost(labels_N: np.ndarray, scores_N: np.ndarray, temperature: float) -> float:
+    """The negative log-likelihood of the labels, natural logarithm."""
+    return float(np.logaddexp(0, np.where(labels_N, -scores_N, scores_N) / temperature).sum())
+
+
+def probabilities(scores_N: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities of Anomalous at a temperature."""
+    return 0.5 * (1 + np.tanh(np.asarray(scores_N, dtype=np.float64) / (2 * temperature)))
+
+
+def expected_calibration_error(labels_N: np.ndarray, probabilities_N: np.ndarray) -> float:
+    """The mean distance, weighted by clips, between a bin's share of anomalous clips and its mean probability of Anomalous; BINS bins."""
+    bin_N = np.minimum((np.asarray(probabilities_N) * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bin_N, weights=np.asarray(labels_N, dtype=np.float64) - probabilities_N, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(bin_N))
+
+
+def balanced_threshold(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
+    """The cut with the highest balanced accuracy, in the middle between two neighbouring scores; of equal ones that in the widest gap."""
+    labels_N, scores_N = np.asarray(labels_N, dtype=bool), np.asarray(scores_N, dtype=np.float64)
+    values_U = np.unique(scores_N)
+    if len(values_U) == 1:
+        return float(values_U[0])
+    cuts_U = (values_U[1:] + values_U[:-1]) / 2
+    normal, anomalous = np.sort(scores_N[~labels_N]), np.sort(scores_N[labels_N])
+    balanced_U = np.searchsorted(normal, cuts_U) / len(normal) + 1 - np.searchsorted(anomalous, cuts_U) / len(anomalous)
+    best = np.flatnonzero(balanced_U >= balanced_U.max() - 1e-12)
+    return float(cuts_U[best[np.argmax(np.diff(values_U)[best])]])
+
+
+def threshold_for_rate(normal_scores_N: np.ndarray, target: float) -> tuple[float, str | None]:
+    """The lowest threshold whose expected rate of false alarms is at most `target`, and a sentence where there are too few clips for it.
+
+    Just above the (k + 1)-th highest of N normal scores, a further normal clip of the same kind is called anomalous with probability
+    (k + 1) / (N + 1) at most, whatever the scores' distribution: the largest such k is taken. Where even 1 / (N + 1) is more than the
+    target, the threshold stands above all of them, and the sentence says so. Raises ValueError for a target outside (0, 1) or no clip.
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"--target-fpr {target}: a share of the normal clips between 0 and 1 is needed, 0.01 for one in a hundred")
+    scores_N = np.sort(np.asarray(normal_scores_N, dtype=np.float64))[::-1]
+    if not len(scores_N):
+        raise ValueError("--target-fpr needs normal val clips, and there is none: split again with a larger --val-share")
+    allowed = math.floor(target * (len(scores_N) + 1) + 1e-9) - 1
+    threshold = float(np.nextafter(scores_N[max(allowed, 0)], np.inf))
+    if allowed >= 0:
+        return threshold, None
+    needed = math.ceil(1 / target - 1e-9) - 1
+    return threshold, (f"{len(scores_N)} normal val clips are too few for a false positive rate of {target:g}, which takes at least {needed}: the "
+                       f"threshold stands above all of them, which promises no more than {1 / (len(scores_N) + 1):.3g}")
+
+
+def binomial_interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper's and Pearson's exact interval of a share of which `count` of `of` were seen."""
+    assert 0 <= count <= of and of > 0, (count, of)
+    tail = (1 - confidence) / 2
+    low = 0.0 if count == 0 else _solve(lambda share: 1 - _at_most(count - 1, of, share) < tail)
+    high = 1.0 if count == of else _solve(lambda share: _at_most(count, of, share) > tail)
+    return low, high
+
+
+def _solve(below) -> float:
+    """Where `below` turns from true to false in [0, 1]."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _at_most(count: int, of: int, share: float) -> float:
+    """The chance of at most `count` successes in `of` trials."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, of + 1)))])
+    seen = np.arange(count + 1)
+    return float(np.exp(logs[of] - logs[seen] - logs[of - seen] + seen * math.log(share) + (of - seen) * math.log1p(-share)).sum())
+
+
+def fit(labels_N: np.ndarray, scores_N: np.ndarray, target_fpr: float | None = None) -> tuple[Calibration, dict[str, Any]]:
+    """A calibration, and what calibration.json says of it: rule, rates with their intervals, errors before and after, notes.
+
+    Without `target_fpr` the threshold is that of `balanced_threshold`. Raises ValueError where what is asked for needs clips of a class
+    that is missing, or scores are not finite.
+    """
+    labels_N, scores_N = np.asarray(labels_N, dtype=bool), np.asarray(scores_N, dtype=np.float64)
+    if not np.isfinite(scores_N).all():
+        raise ValueError(f"{int((~np.isfinite(scores_N)).sum())} of {len(scores_N)} val clips have no finite score: predict them again")
+    anomalous, normal = int(labels_N.sum()), int((~labels_N).sum())
+    notes: list[str] = []
+    if target_fpr is None and not (anomalous and normal):
+        raise ValueError(f"the val split holds {normal} normal and {anomalous} anomalous clips: both are needed; with normal ones alone give "
+                         "--target-fpr RATE, or split again with a larger --val-share")
+    if target_fpr is None:
+        threshold, promised = balanced_threshold(labels_N, scores_N), None
+    else:
+        threshold, short = threshold_for_rate(scores_N[~labels_N], target_fpr)
+        promised = max(target_fpr, 1 / (normal + 1))
+        notes += [short] if short else []
+    temperature = 1.0
+    errors: dict[str, Any] = {"before": None, "after": None, "held_out": None, "bins": BINS}
+    if anomalous and normal:
+        temperature = chosen_temperature(labels_N, scores_N)
+        if temperature == 1:
+            notes.append("the temperature stays 1: these clips cannot tell another one from it")
+        errors.update(before=expected_calibration_error(labels_N, probabilities(scores_N, 1.0)),
+                      after=expected_calibration_error(labels_N, probabilities(scores_N, temperature)),
+                      held_out=held_out_error(labels_N, scores_N))
+        if temperature > 0.9 * TEMPERATURES[1]:
+            notes.append("the scores do not rise from normal to anomalous val clips: every probability is about 0.5")
+    else:
+        notes.append("the val split holds no anomalous clip: the temperature stays 1, and what share of faults is caught is not known")
+    if min(normal, anomalous or normal) < FEW_CLIPS:
+        notes.append(f"few val clips ({normal} normal, {anomalous} anomalous): temperature and threshold are rough, as the intervals show")
+    called_N = scores_N >= threshold
+    return Calibration(temperature, threshold), {
+        "temperature": temperature, "threshold": threshold,
+        "threshold_rule": "highest balanced accuracy" if target_fpr is None else "target false positive rate",
+        "target_fpr": target_fpr, "promised_fpr": promised,
+        "false_positive_rate": Rate(int(called_N[~labels_N].sum()), normal).as_json() if normal else None,
+        "true_positive_rate": Rate(int(called_N[labels_N].sum()), anomalous).as_json() if anomalous else None,
+        "expected_calibration_error": errors, "notes": notes}
+
+
+def held_out_error(labels_N: np.ndarray, scores_N: np.ndarray) -> float | None:
+    """The expected calibration error where each half of the clips has the temperature of the other one; None where a half lacks a class.
+
+    Halves are every other clip of each class, in the order given.
+    """
+    half_N = np.zeros(len(labels_N), dtype=bool)
+    for label in (False, True):
+        half_N[np.flatnonzero(labels_N == label)[::2]] = True
+    if any(len(set(labels_N[side].tolist())) < 2 for side in (half_N, ~half_N)):
+        return None
+    predicted_N = np.empty(len(scores_N))
+    for side in (half_N, ~half_N):
+        predicted_N[side] = probabilities(scores_N[side], chosen_temperature(labels_N[~side], scores_N[~side]))
+    return expected_calibration_error(labels_N, predicted_N)
+
+
+def write_calibration(run_folder: Path, facts: dict[str, Any], fitted_on: dict[str, Any]) -> Path:
+    """Write calibration.json whole; `fitted_on` names model_fingerprint, data_fingerprint, clips and protocol."""
+    path = Path(run_folder) / CALIBRATION
+    write_atomic(path, json_bytes({"version": VERSION, **facts, "fitted_on": fitted_on}))
+    return path
+
+
+def read_calibration(run_folder: Path, model_fingerprint: str) -> Calibration:
+    """The calibration of a run, or that which changes nothing where it has none.
+
+    Raises ValueError where the file is damaged, or was fitted to other weights than the run's `model_fingerprint`.
+    """
+    path = Path(run_folder) / CALIBRATION
+    if not path.is_file():
+        return UNCALIBRATED
+    stored = read_json(path, CALIBRATE_AGAIN)
+    try:
+        found = Calibration(float(stored["temperature"]), float(stored["threshold"]))
+        fitted_to, version = stored["fitted_on"]["model_fingerprint"], stored["version"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no calibration ({json.dumps(str(error))}): {CALIBRATE_AGAIN}") from error
+    if version != VERSION or not found.temperature > 0 or not math.isfinite(found.threshold):
+        raise ValueError(f"{path} is of version {version!r} with temperature {found.temperature:g} and threshold {found.threshold:g}, which cannot be "
+                         f"used here: {CALIBRATE_AGAIN}")
+    if fitted_to != model_fingerprint:
+        raise ValueError(f"{path} was fitted to other weights than those of this run: {CALIBRATE_AGAIN}")
+    return found

@@ -1,0 +1,154 @@
+"""`vlmphys detect`: clips from a file, a folder, standard input or a watched folder, each judged once by a model that stays loaded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmphys.detector import AUTO, Detection, Detector
+from vlmphys.files import check_target, write_atomic, writing
+from vlmphys.layout import video_paths
+from vlmphys.predictions import Explain
+from vlmphys.records import VIDEO_SUFFIXES, Verdict
+from vlmphys.shown import Refused, card_html, page, panel
+from vlmphys.video import VideoError
+from vlmphys.watching import watch
+
+STDIN = "-"
+NORMAL, ANOMALOUS, ERROR = 0, 3, 2
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+
+
+@dataclass(frozen=True)
+class DetectOptions:
+    """What to judge, and how to say it. Either `target` (a file, a folder, or `-`) or `watch` (a folder) is given. Times are in seconds."""
+
+    run: Path
+    category: str
+    target: str | None = None
+    watch: Path | None = None
+    state: Path | None = None               # the watched folder's journal; detections.jsonl in it where None
+    priors: Path | None = None
+    json: bool = False
+    html: Path | None = None
+    window: float | None = None             # None: the whole clip at once
+    stride: float | None = None             # None: half a window
+    explain: Explain = Explain.ALL
+    device: str = "auto"
+    dtype: str = "auto"
+    settle: float = 1.0                     # how long size and time of change must rest before a watched clip is read
+    until_idle: float | None = None         # None: watch until interrupted
+
+    def check(self) -> None:
+        """Raise ValueError for options that do not go together."""
+        if (self.target is None) == (self.watch is None):
+            raise ValueError("give a FILE, a FOLDER or - (paths on standard input), or --watch DIR, and not both")
+        if self.stride is not None and self.window is None:
+            raise ValueError("--stride needs --window: a clip without windows is judged once")
+        if self.watch is None and (self.state is not None or self.until_idle is not None):
+            raise ValueError("--state and --until-idle belong to --watch DIR")
+        if self.watch is not None and self.html is not None:
+            raise ValueError("--html is one page of clips that are all there: leave it out with --watch, and run vlmphys detect on the folder for it")
+        for option in ("window", "stride", "until_idle"):
+            value = getattr(self, option)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{option.replace('_', '-')} {value:g}s: more than 0 seconds are needed")
+        if self.settle < 0:
+            raise ValueError(f"--settle {self.settle:g}s: 0 seconds or more are needed")
+
+
+def seconds_of(text: str) -> float:
+    """Seconds in `4s`, `4`, `500ms` or `2m`. Raises ValueError for anything else."""
+    unit = next((unit for unit in UNITS if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * UNITS.get(unit, 1.0)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{text!r} is no length of time: give seconds, such as 4s or 0.5s")
+    return value
+
+
+def detect(options: DetectOptions, console) -> int:
+    """Judge what is asked for; the exit status: 2 where a clip could not be judged, else 3 where one is anomalous, else 0.
+
+    Raises ValueError, before a clip is read, for options, a run, a category or a path that cannot be used.
+    """
+    options.check()
+    if options.html is not None:
+        check_target("--html", options.html)
+    paths = None if options.target is None else paths_of(options.target)
+    detector = Detector(options.run, options.priors, options.device, options.dtype)
+    detector.check_category(options.category)
+    if options.category not in (AUTO, *detector.categories):
+        print(f"note: the run was not trained on {options.category!r}, only on {', '.join(detector.categories)}: its verdict on it may mean nothing",
+              file=sys.stderr)
+    statuses, cards = {NORMAL}, []
+
+    def emit(found: Detection | Refused) -> None:
+        statuses.add(status_of(found))
+        say(found, options.json, console)
+        if options.html is not None:
+            cards.append(card_html(found))
+
+    def judged(path: Path) -> Detection | Refused:
+        return judge(detector, path, options)
+    if options.watch is not None:
+        watch(options.watch, options.state, f"{detector.label}, --category {options.category}", judged, emit, options.settle, options.until_idle)
+    else:
+        for path in paths:
+            emit(judged(path))
+    if options.html is not None:
+        with writing("--html", options.html, "file"):
+            write_atomic(options.html, page(cards, detector.label).encode(errors="replace"))
+        if not options.json:
+            console.print(f"page: {options.html}", highlight=False, markup=False, soft_wrap=True)
+    return next(status for status in (ERROR, ANOMALOUS, NORMAL) if status in statuses)
+
+
+def judge(detector: Detector, path: Path, options: DetectOptions) -> Detection | Refused:
+    """What the model says of one file, or why it cannot be judged."""
+    try:
+        if options.window is None:
+            return detector.detect(path, options.category, options.explain)
+        return detector.detect_windows(path, options.category, options.window, options.stride or options.window / 2, options.explain)
+    except VideoError as error:
+        return Refused(str(path), " ".join(str(error).split()))
+
+
+def status_of(found: Detection | Refused) -> int:
+    """The exit status that one clip asks for."""
+    if isinstance(found, Refused):
+        return ERROR
+    return ANOMALOUS if found.verdict == Verdict.ANOMALOUS.value else NORMAL
+
+
+def say(found: Detection | Refused, as_json: bool, console) -> None:
+    """One line of JSON, or a panel; a clip that cannot be judged is a sentence on stderr, too."""
+    if as_json:
+        print(json.dumps(found.as_json()), flush=True)
+    elif isinstance(found, Detection):
+        console.print(panel(found))
+    if isinstance(found, Refused):
+        print(f"error: {found.source}: {found.error}", file=sys.stderr, flush=True)
+
+
+def paths_of(target: str, lines: Callable[[], Iterator[str]] = lambda: iter(sys.stdin)) -> Iterator[Path]:
+    """The clips of a file, a folder (and its folders, sorted), or `-`: one path a line, each as soon as it is there.
+
+    Raises ValueError for a path that does not exist and for a folder without videos.
+    """
+    if target == STDIN:
+        return (Path(line.rstrip("\r\n")) for line in lines() if line.strip())
+    path = Path(target).expanduser()
+    if not path.exists():
+        raise ValueError(f"{target}: no such file or folder; give a clip, a folder of clips, or - for paths on standard input")
+    if not path.is_dir():
+        return iter([path])
+    found = sorted(video_paths(path))
+    if not found:
+        raise ValueError(f"{target}: this folder holds no clip ({', '.join(VIDEO_SUFFIXES)})")
+    return iter(found)
