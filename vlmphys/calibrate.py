@@ -66,7 +66,8 @@ def check_rows(table: Predictions, packed: Packed, side: Sequence[str], label: s
     if strangers:
         where = packed.split.clips.get(strangers[0])
         raise ValueError(f"{table.path} holds {len(strangers)} clips that are not in the val split, first {strangers[0]!r}"
-                         f"{f' ({Split(where).value})' if where else ''}: a calibration is fitted on val clips alone; use launch/predict.py --split val")
+                         f"{f' ({Split(where).value})' if where else ''}: a calibration is fitted on val clips alone; use "
+                         "launch/predict.py --split val")
 
 
 def _forget_other_rows(path: Path, label: str, data_fingerprint: str) -> None:

@@ -233,8 +233,8 @@ def read_calibration(run_folder: Path, model_fingerprint: str) -> Calibration:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no calibration ({json.dumps(str(error))}): {CALIBRATE_AGAIN}") from error
     if version != VERSION or not found.temperature > 0 or not math.isfinite(found.threshold):
-        raise ValueError(f"{path} is of version {version!r} with temperature {found.temperature:g} and threshold {found.threshold:g}, which cannot be "
-                         f"used here: {CALIBRATE_AGAIN}")
+        raise ValueError(f"{path} is of version {version!r} with temperature {found.temperature:g} and threshold {found.threshold:g}, which "
+                         f"cannot be used here: {CALIBRATE_AGAIN}")
     if fitted_to != model_fingerprint:
         raise ValueError(f"{path} was fitted to other weights than those of this run: {CALIBRATE_AGAIN}")
     return found

@@ -15,7 +15,8 @@ from vlmphys.cases import gib
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="vlmphys", description="What a run will take, what this machine can do, and what a finished run says of clips. For the rest: launch/.")
+    top = argparse.ArgumentParser(
+        prog="vlmphys", description="What a run will take, what this machine can do, and what a finished run says of clips. For the rest: launch/.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     plan = commands.add_parser(
         "plan", help="memory, disk, steps and time of a run before anything is loaded",

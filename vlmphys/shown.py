@@ -48,8 +48,8 @@ def plain(text: str) -> str:
 def panel(found: Detection) -> Panel:
     """Verdict, probability, reason and the frames that were looked at; for a long video its windows, too."""
     colour = "red" if found.verdict == Verdict.ANOMALOUS.value else "green"
-    lines: list = [Text.assemble((found.verdict, f"bold {colour}"), f"   probability of anomalous {found.probability:.3f}   score {found.score:+.3f}")]
-    lines.append(Text(f"category: {plain(found.category)}" + sureness(found)))
+    figures = f"   probability of anomalous {found.probability:.3f}   score {found.score:+.3f}"
+    lines: list = [Text.assemble((found.verdict, f"bold {colour}"), figures), Text(f"category: {plain(found.category)}{sureness(found)}")]
     if found.reason is not None:
         lines.append(Text(f"reason: {plain(found.reason)}"))
     lines.append(Text(f"frames seen: {frames_text(found)}", style="dim"))
@@ -90,8 +90,8 @@ def card_html(found: Detection | Refused) -> str:
                  f'title="frames {escape(frames_text(found))}">')
     kind = "wrong" if found.verdict == Verdict.ANOMALOUS.value else "right"
     said = f'<div class="said">{escape(found.reason)}</div>' if found.reason else ""
-    return (f'<article class="box card">{strip}<div class="body"><h3>{escape(found.source)} <span class="tag {kind}">{escape(found.verdict)}</span></h3>'
-            f'<p class="small soft">category: {escape(found.category)}{escape(sureness(found))}; probability of anomalous {found.probability:.3f}, '
+    return (f'<article class="box card">{strip}<div class="body"><h3>{escape(found.source)} '
+            f'<span class="tag {kind}">{escape(found.verdict)}</span></h3><p class="small soft">category: {escape(found.category)}{escape(sureness(found))}; probability of anomalous {found.probability:.3f}, '
             f'score {found.score:+.3f}</p><div class="answer">{said}</div><p class="small soft">frames seen: {escape(frames_text(found))}</p>'
             f'{timeline_svg(found.timeline)}</div></article>')
 
@@ -111,15 +111,17 @@ def timeline_svg(moments: Sequence[Moment]) -> str:
         bars.append(f'<rect class="{kind}" x="{left:.1f}" y="{base - height:.1f}" width="{max(1.0, right - left - 1):.1f}" height="{height:.1f}">'
                     f"<title>{label}</title></rect>")
     return (f'<svg viewBox="0 0 {LINE_WIDTH} {LINE_HEIGHT}" width="{LINE_WIDTH}" height="{LINE_HEIGHT}" role="img" '
-            f'aria-label="probability of anomalous over time"><path class="grid" d="M{LINE_MARGIN},{base} H{LINE_WIDTH - LINE_MARGIN}"/>{"".join(bars)}'
-            f'<text x="{LINE_MARGIN}" y="{base + 12}">0 s</text><text x="{LINE_WIDTH - LINE_MARGIN}" y="{base + 12}" text-anchor="end">{length:.1f} s</text>'
+            f'aria-label="probability of anomalous over time"><path class="grid" d="M{LINE_MARGIN},{base} H{LINE_WIDTH - LINE_MARGIN}"/>'
+            f'{"".join(bars)}<text x="{LINE_MARGIN}" y="{base + 12}">0 s</text>'
+            f'<text x="{LINE_WIDTH - LINE_MARGIN}" y="{base + 12}" text-anchor="end">{length:.1f} s</text>'
             f'<text x="{LINE_WIDTH / 2:.0f}" y="{base + 12}" text-anchor="middle" class="axis">probability of anomalous, by window</text></svg>')
 
 
 def page(cards: Sequence[str], label: str) -> str:
     """The page: no script, no network."""
     count = f"{len(cards)} clip{'' if len(cards) == 1 else 's'}"
-    body = (f'<header><h1>Does it move as it should?</h1><p class="soft">{count}, judged by {escape(label)}. Reasons are the model\'s own words; nothing '
-            f'checks them against its verdict.</p></header><main><div class="cards">{"".join(cards)}</div></main><footer><p>Made by vlmphys.</p></footer>')
+    body = (f'<header><h1>Does it move as it should?</h1><p class="soft">{count}, judged by {escape(label)}. Reasons are the model\'s own words; '
+            f'nothing checks them against its verdict.</p></header><main><div class="cards">{"".join(cards)}</div></main>'
+            "<footer><p>Made by vlmphys.</p></footer>")
     return Template((HERE / "report_template.html").read_text(encoding="utf-8")).substitute(
         title="vlmphys detect", body=body, script="", script_hash="sha256-" + base64.b64encode(hashlib.sha256(b"").digest()).decode())

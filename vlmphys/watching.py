@@ -43,7 +43,7 @@ class Journal:
         try:
             self._stream = open(self.path, "ab")
         except OSError as error:
-            raise ValueError(f"{self.path} cannot be written ({error.strerror}): give a file in a folder that you may write to with --state") from error
+            raise ValueError(f"{self.path} cannot be written ({error.strerror}): give a file that can be, with --state") from error
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.truncate(self.path, self._read())
@@ -63,8 +63,8 @@ class Journal:
                     break
                 row = json_object(line, self.path, number)
                 if row.get("asked") != self.asked:
-                    raise ValueError(f"{self.path}:{number} was judged by {row.get('asked')!r}, this is {self.asked!r}: give another --state, or move "
-                                     "that file away to judge all clips again")
+                    raise ValueError(f"{self.path}:{number} was judged by {row.get('asked')!r}, this is {self.asked!r}: give another --state, "
+                                     "or move that file away to judge all clips again")
                 try:
                     self.done[row["clip"]] = int(row["size"]), int(row["mtime_ns"])
                 except (KeyError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What a calibration is worth on clips that it was not fitted on: `python tests/bench/calibration_halves.py --predictions runs/NAME/predictions.jsonl ...`.
+"""What a calibration is worth on clips that it was not fitted on: `python tests/bench/calibration_halves.py --predictions FILE ...`.
 
 Cuts the clips of each file in two at random, many times: fits on one half, measures on the other.
 """
@@ -33,7 +33,8 @@ def main() -> None:
             low, high = facts["false_positive_rate"]["interval95"]
             found.append((before, after, after < before, after > before, calibration.temperature, rate, low <= rate <= high))
         before, after, fell, rose, temperature, rate, within = np.mean(found, axis=0)
-        print(f"{path}: {len(labels_N)} clips, {options.cuts} cuts: calibration error {before:.4f} before, {after:.4f} after, fell in {fell:.1%}, rose in {rose:.1%}; "
+        print(f"{path}: {len(labels_N)} clips, {options.cuts} cuts: calibration error {before:.4f} before, {after:.4f} after, "
+              f"fell in {fell:.1%}, rose in {rose:.1%}; "
               f"temperature {temperature:.2f}; false positive rate {rate:.4f} at a target of {options.target_fpr:g}, "
               f"within the fitted half's interval in {within:.1%}")
 

@@ -84,8 +84,10 @@ def hot(options, rounds: int = 30) -> None:
         begun = time.perf_counter()
         detector.detect(options.clip, options.category, Explain.NONE)
         middle = time.perf_counter()
-        frames_THWC = fit_frames(read_frames(options.clip, settings["rule"], settings["frames"]).frames_THWC, detector.facts.image_size, settings["fit"])
-        judge_batch(detector.network, detector.facts, [prompt], frames_THWC[None], detector.continuations, detector.tokenizer.eos_token_id, Explain.NONE)
+        clip = read_frames(options.clip, settings["rule"], settings["frames"])
+        frames_THWC = fit_frames(clip.frames_THWC, detector.facts.image_size, settings["fit"])
+        judge_batch(detector.network, detector.facts, [prompt], frames_THWC[None], detector.continuations, detector.tokenizer.eos_token_id,
+                    Explain.NONE)
         whole.append(middle - begun)
         bare.append(time.perf_counter() - middle)
     print(f"one clip, model loaded: {np.median(whole) * 1000:.1f} ms; its decode and forward pass alone: {np.median(bare) * 1000:.1f} ms; "

@@ -70,7 +70,8 @@ def predict(monkeypatch, repository: Path, *arguments: object) -> int:
     return load_script(repository / "launch" / "predict.py").main()
 
 
-def test_predictions_take_probability_and_verdict_from_the_calibration_and_scores_stay_raw(run, packed_folder, repository, monkeypatch, tmp_path, capsys):
+def test_predictions_take_probability_and_verdict_from_the_calibration_and_scores_stay_raw(run, packed_folder, repository, monkeypatch, tmp_path,
+                                                                                           capsys):
     common = ("--run", run, "--data", packed_folder, "--explain", "none")
     raw, after = tmp_path / "raw.jsonl", tmp_path / "after.jsonl"
     assert predict(monkeypatch, repository, *common, "--out", raw) == 0
