@@ -91,8 +91,10 @@ def card_html(found: Detection | Refused) -> str:
     kind = "wrong" if found.verdict == Verdict.ANOMALOUS.value else "right"
     said = f'<div class="said">{escape(found.reason)}</div>' if found.reason else ""
     return (f'<article class="box card">{strip}<div class="body"><h3>{escape(found.source)} '
-            f'<span class="tag {kind}">{escape(found.verdict)}</span></h3><p class="small soft">category: {escape(found.category)}{escape(sureness(found))}; probability of anomalous {found.probability:.3f}, '
-            f'score {found.score:+.3f}</p><div class="answer">{said}</div><p class="small soft">frames seen: {escape(frames_text(found))}</p>'
+            f'<span class="tag {kind}">{escape(found.verdict)}</span></h3>'
+            f'<p class="small soft">category: {escape(found.category)}{escape(sureness(found))}; '
+            f'probability of anomalous {found.probability:.3f}, score {found.score:+.3f}</p>'
+            f'<div class="answer">{said}</div><p class="small soft">frames seen: {escape(frames_text(found))}</p>'
             f'{timeline_svg(found.timeline)}</div></article>')
 
 
