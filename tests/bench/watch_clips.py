@@ -1,6 +1,6 @@
 """A watched folder under load: `python tests/bench/watch_clips.py --run runs/NAME --clip CLIP.mp4 --category fan --clips 1000`.
 
-A second process drops copies of a clip, every tenth of them written in pieces, two of them broken; meanwhile the watching process is stopped
+A thread of its own drops copies of a clip, every tenth of them written in pieces, two of them broken; meanwhile the watching process is stopped
 three times and killed once. Prints how often each clip was judged, the memory after 100 clips and after all of one long session, and what a
 hot start costs beside its bare decode and forward pass.
 """
