@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmphys.records import VIDEO_SUFFIXES, clip_id_of, label_of
+from vlmphys.records import VIDEO_SUFFIXES, Split, clip_id_of, label_of
 
 LAYOUT = "<root>/<category>/train/*.mp4 and <root>/<category>/test/<anomaly_free or an anomaly>/*.mp4"
 TRAIN_FOLDER, TEST_FOLDER, NORMAL_STATE = "train", "test", "anomaly_free"
@@ -19,17 +19,24 @@ TRAIN_FOLDER, TEST_FOLDER, NORMAL_STATE = "train", "test", "anomaly_free"
 
 @dataclass(frozen=True, order=True)
 class Clip:
-    """One video file. `state` is `anomaly_free` for every normal clip, those of the train folder included."""
+    """One video file, or one folder of extracted frames.
+
+    `state` is `anomaly_free` for every normal clip, those of the train folder included. `side` (train, val or test) is set where a list of
+    clips names it; elsewhere the folder says whether a clip is the train folder's.
+    """
 
     clip_id: str
     path: Path
     category: str
     state: str
     label: int
+    side: str | None = None
 
     @property
     def in_train_folder(self) -> bool:
-        """Whether the data set's author put it on the train side (normal clips only)."""
+        """Whether the data set's author put it on the train side (normal clips only; what a list holds out to validate counts as train)."""
+        if self.side is not None:
+            return self.label == 0 and self.side != Split.TEST.value
         return self.clip_id.split("/")[1] == TRAIN_FOLDER
 
 
