@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmphys.layout import Clip
 from vlmphys.records import nearest
-from vlmphys.splits import anomaly_folders, seeded_order, share_problems, split_content, supervised_clips, supervised_counts
+from vlmphys.splits import anomaly_folders, by_id, seeded_order, share_problems, split_content, supervised_clips, supervised_counts
 
 KFOLD, LEAVE_CATEGORY_OUT, LEAVE_ANOMALY_OUT = "kfold", "leave_category_out", "leave_anomaly_out"
 SEVERAL = (KFOLD, LEAVE_CATEGORY_OUT, LEAVE_ANOMALY_OUT)
@@ -67,7 +67,7 @@ def _folds(clips: list[Clip], folds: int, seed: int, val_share: float) -> dict[s
                          f"{'; '.join(small)}. Give fewer --folds, or add clips")
     dealt = [clip for _, found in sorted(classes.items()) for clip in seeded_order(found, seed, KFOLD)]
     tested = {clip.clip_id: number % folds for number, clip in enumerate(dealt)}
-    return {f"fold{fold + 1}of{folds}": split_content(KFOLD, seed, clips, [clip for clip in sorted(clips) if tested[clip.clip_id] != fold],
+    return {f"fold{fold + 1}of{folds}": split_content(KFOLD, seed, clips, [clip for clip in sorted(clips, key=by_id) if tested[clip.clip_id] != fold],
                                                       val_share, {"folds": folds, "fold": fold + 1}) for fold in range(folds)}
 
 
@@ -79,7 +79,7 @@ def _without_categories(clips: list[Clip], leave_out: str | None, seed: int, val
         "without_" + "_".join(names): names for names in [_named(leave_out, present, "category")]}
     if any(len(names) == len(present) for names in groups.values()):
         raise ValueError(f"--leave-out {leave_out!r} names every category: nothing would be left to train on")
-    return {name: split_content(LEAVE_CATEGORY_OUT, seed, clips, [clip for clip in sorted(clips) if clip.category not in left], val_share,
+    return {name: split_content(LEAVE_CATEGORY_OUT, seed, clips, [clip for clip in sorted(clips, key=by_id) if clip.category not in left], val_share,
                                 {"left_out": left}) for name, left in groups.items()}
 
 
@@ -98,7 +98,7 @@ def _without_anomalies(clips: list[Clip], leave_out: str | None, per_anomaly: in
         names = _named(leave_out, ["/".join(place) for place in sorted(folders)], "anomaly")
         groups = {"without_" + "_".join(name.replace("/", "-") for name in names): names}
     content = {}
-    train = [clip for clip in sorted(clips) if clip.in_train_folder]
+    train = [clip for clip in sorted(clips, key=by_id) if clip.in_train_folder]
     for name, left in groups.items():
         kept = {place: found for place, found in folders.items() if "/".join(place) not in left}
         counts = supervised_counts(kept, "weak", per_anomaly, ratio=0.0)

@@ -80,7 +80,7 @@ def make_split(clips: list[Clip], protocol: str, seed: int = 0, val_share: float
         return _given_split(clips, seed, val_share)
     folders = anomaly_folders(clips)
     counts = supervised_counts(folders, protocol, per_anomaly, ratio)
-    train = [clip for clip in sorted(clips) if clip.in_train_folder] + supervised_clips(folders, counts, seed)
+    train = [clip for clip in sorted(clips, key=by_id) if clip.in_train_folder] + supervised_clips(folders, counts, seed)
     options: dict = {}
     if protocol == "weak":
         options["clips_per_anomaly"] = {category: count for (category, _), count in sorted(counts.items())}
@@ -89,10 +89,15 @@ def make_split(clips: list[Clip], protocol: str, seed: int = 0, val_share: float
     return split_content(protocol, seed, clips, train, val_share, options)
 
 
+def by_id(clip: Clip) -> str:
+    """What clips are sorted by: their ids, which no two share."""
+    return clip.clip_id
+
+
 def anomaly_folders(clips: list[Clip]) -> dict[tuple[str, str], list[Clip]]:
     """The anomalous clips by (category, state)."""
     folders: dict[tuple[str, str], list[Clip]] = defaultdict(list)
-    for clip in sorted(clips):
+    for clip in sorted(clips, key=by_id):
         if clip.label:
             folders[clip.category, clip.state].append(clip)
     return folders
@@ -114,13 +119,13 @@ def split_content(protocol: str, seed: int, clips: list[Clip], train: list[Clip]
     val = _validation_ids(train, val_share, seed)
     trained = {clip.clip_id for clip in train}
     sides = {clip.clip_id: (Split.VAL if clip.clip_id in val else Split.TRAIN if clip.clip_id in trained else Split.TEST).value
-             for clip in sorted(clips)}
+             for clip in sorted(clips, key=by_id)}
     return {"version": SPLIT_VERSION, "protocol": protocol, "seed": seed, "options": {"val_share": val_share, **options}, "clips": sides}
 
 
 def _given_split(clips: list[Clip], seed: int, val_share: float) -> dict:
     """Each clip on the side that a list of clips names for it; ValueError for one without."""
-    without = [clip.clip_id for clip in sorted(clips) if clip.side is None]
+    without = [clip.clip_id for clip in sorted(clips, key=by_id) if clip.side is None]
     if without:
         raise ValueError(f"protocol 'given' takes the sides of a list of clips: {len(without)} clip(s) have none, first {without[0]!r}; "
                          "give each its 'split' there, or choose another protocol")
