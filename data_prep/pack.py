@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vlmphys.files import only_writer, write_atomic
-from vlmphys.layout import scan_videos
+from vlmphys.clip_lists import find_clips
 from vlmphys.packing import DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
@@ -29,7 +29,8 @@ console = Console(highlight=False, soft_wrap=True)
 def parse() -> argparse.Namespace:
     variants = ",".join(variant.value for variant in Variant)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--videos", help="folder of categories in the Phys-AD layout (not needed with --only dialogues)")
+    parser.add_argument("--videos", help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json (not needed "
+                        "with --only dialogues)")
     parser.add_argument("--split", help="file written by split.py (with --only dialogues: the one packed before)")
     parser.add_argument("--model", default="tiny", help="tiny, a Hugging Face folder, or a hub id: gives image size and tokenizer")
     parser.add_argument("--out", required=True, help="folder to write")
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
     split_path = Path(options.split or out / SPLIT)
     split = load_split(split_path)
     if with_frames:
-        clips = check_clips(scan_videos(options.videos), split)
+        clips = check_clips(find_clips(options.videos), split)
         states = {clip.clip_id: (clip.category, clip.state) for clip in clips}
         n_frames = options.frames
     else:

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
-from vlmphys.layout import Clip, scan_videos
+from vlmphys.clip_lists import find_clips
+from vlmphys.layout import Clip
 from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split
 
 console = Console(highlight=False, soft_wrap=True)
@@ -17,7 +18,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
+    parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json")
     parser.add_argument("--out", required=True, help="the split file to write, for instance split.json; kfold and leave_* put what tells "
                         "their files apart behind its name")
     parser.add_argument("--protocol", required=True, choices=(*PROTOCOLS, *SEVERAL))
@@ -37,7 +38,7 @@ def main() -> int:
     """0: written; 2: something is wrong, as one message says."""
     options = parse()
     try:
-        clips = of_categories(scan_videos(options.videos), options.categories)
+        clips = of_categories(find_clips(options.videos), options.categories)
         contents = make_contents(clips, options)
         for path, content in contents.items():
             write_split(path, content)
