@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.clip_lists import find_clips
 from vlmphys.layout import Clip
 from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split
+
+MOST_LINES = 20
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -31,6 +36,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--val-share", type=float, default=0.1, help="share of the training clips that is held out for validation")
     parser.add_argument("--categories", help="split these alone, comma-separated; None: all that are there")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--near-duplicates", action="store_true", help="look for clips that are one recording twice (encoded anew, cropped "
+                        "a little, brightened), too: decodes each clip once, and keeps its hash beside --out; files of the same bytes are "
+                        "always looked for")
+    parser.add_argument("--allow-duplicates", action="store_true", help="write the split although duplicates stand on two of its sides")
+    parser.add_argument("--workers", type=int, help="--near-duplicates: decoding processes; None: one a core; 0: decode in this process")
     return parser.parse_args()
 
 
@@ -40,6 +50,7 @@ def main() -> int:
     try:
         clips = of_categories(find_clips(options.videos), options.categories)
         contents = make_contents(clips, options)
+        check_duplicates(clips, contents, options)
         for path, content in contents.items():
             write_split(path, content)
     except ValueError as error:
@@ -58,6 +69,46 @@ def make_contents(clips: list[Clip], options: argparse.Namespace) -> dict[str, d
         return {options.out: make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, options.ratio)}
     made = make_splits(clips, options.protocol, options.seed, options.val_share, options.folds, options.leave_out, options.per_anomaly)
     return {str(file_of(options.out, name)): content for name, content in made.items()}
+
+
+def check_duplicates(clips: list[Clip], contents: dict[str, dict], options: argparse.Namespace) -> None:
+    """List duplicates that stand on two sides of a split; ValueError unless they are allowed, and then the split says how many there are."""
+    # OpenCV and PyAV take longer to import than a split takes to make.
+    from vlmphys.near_duplicates import HashCache, crossing, identical_pairs, near_pairs
+
+    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    if workers < 0:
+        raise ValueError(f"--workers {workers}: must be 0 or more")
+    out = Path(options.out).expanduser()
+    cache = HashCache(out.with_name(f"{out.stem}.hashes.json"))
+    pairs = identical_pairs(clips, cache)
+    if options.near_duplicates:
+        if not out.parent.is_dir():
+            raise ValueError(f"--out {out}: its folder does not exist, and the clips' hashes are kept there; make it first")
+        sides = {clip.clip_id: tuple(content["clips"][clip.clip_id] for content in contents.values()) for clip in clips}
+        same = {(pair.first, pair.second) for pair in pairs}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("hashes", "pictures", "pairs")}
+            near, unread = near_pairs(clips, lambda first, second: sides[first] != sides[second], cache, workers,
+                                      lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total, visible=True))
+        pairs += [pair for pair in near if (pair.first, pair.second) not in same]
+        for line in unread[:MOST_LINES]:
+            console.print(f"not looked at: {line}", markup=False)
+        console.print(f"{len(clips) - len(unread)} clips looked at for near-duplicates, {len(unread)} cannot be read", markup=False)
+    found = {}
+    for content in contents.values():
+        crossed = crossing(pairs, content)
+        found.update({pair: pair.said(content) for pair in crossed if pair not in found})
+        if crossed and options.allow_duplicates:
+            content["options"]["duplicates_allowed"] = len(crossed)
+    for line in list(found.values())[:MOST_LINES]:
+        console.print(f"duplicate: {line}", markup=False)
+    if len(found) > MOST_LINES:
+        console.print(f"and {len(found) - MOST_LINES} more", markup=False)
+    if found and not options.allow_duplicates:
+        raise ValueError(f"{len(found)} pair(s) of duplicates stand on two sides of the split, so that the test would show what was learned by "
+                         "heart: take one of each pair away, or give --allow-duplicates; nothing was written")
 
 
 def show(clips: list[Clip], content: dict, out: str) -> None:
