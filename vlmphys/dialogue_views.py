@@ -80,4 +80,5 @@ def statistics(table: DialogueTable) -> list[VariantStatistics]:
         row = table.row(clip_id, variant)
         lengths[variant].append(len(row.input_ids))
         answers[variant].append(np.bincount(row.turn)[1:])
-    return [VariantStatistics(variant, np.array(lengths[variant]), np.stack(answers[variant])) for variant in table.meta["variants"] if lengths[variant]]
+    return [VariantStatistics(variant, np.array(lengths[variant]), np.stack(answers[variant]))
+            for variant in table.meta["variants"] if lengths[variant]]

@@ -22,7 +22,8 @@ from vlmphys.layout import scan_videos
 from vlmphys.near_duplicates import LARGEST_DIFFERENCE, candidates, difference, perceptual_hash, read_pictures
 
 KINDS = {"encoded anew at crf 32": dict(crf=32), "smaller, 80 pixels": dict(size=80, crf=30), "4 % cropped": dict(crop=0.04),
-         "8 % cropped": dict(crop=0.08), "a quarter brighter": dict(gain=1.25, offset=8), "4 % cropped, brighter, crf 30": dict(crop=0.04, gain=1.2, offset=5, crf=30)}
+         "8 % cropped": dict(crop=0.08), "a quarter brighter": dict(gain=1.25, offset=8),
+         "4 % cropped, brighter, crf 30": dict(crop=0.04, gain=1.2, offset=5, crf=30)}
 
 
 def copy_clip(source: Path, target: Path, crop: float = 0.0, gain: float = 1.0, offset: float = 0.0, crf: int = 28, size: int | None = None) -> None:

@@ -21,8 +21,8 @@ from vlmphys.splits import load_split, make_split, write_split
 
 pytestmark = pytest.mark.unit
 
-FULL = Sample("videos/a \"b\"\né.mp4", (Turn("What parts?\n", "A hook, <b>a spring</b>."), Turn("So?", "Verdict: Normal. Reason: it moves.")), SYSTEM,
-              "fan/test/stuck/a", "fan", "stuck", "train", "multi_turn")
+FULL = Sample("videos/a \"b\"\né.mp4", (Turn("What parts?\n", "A hook, <b>a spring</b>."), Turn("So?", "Verdict: Normal. Reason: it moves.")),
+              SYSTEM, "fan/test/stuck/a", "fan", "stuck", "train", "multi_turn")
 CONVERT = dict(zip(FORMATS, (to_sharegpt, to_video_llava)))
 
 
@@ -35,7 +35,8 @@ def test_a_round_trip_keeps_every_field(tmp_path, form, sample):
 
 
 def test_documented_examples_are_read(tmp_path):
-    rows = [{"messages": [{"content": "<video>Why is it slow?", "role": "user"}, {"content": "It rubs.", "role": "assistant"}], "videos": ["fan/test/stuck/1.mp4"]},
+    rows = [{"messages": [{"content": "<video>Why is it slow?", "role": "user"}, {"content": "It rubs.", "role": "assistant"}],
+             "videos": ["fan/test/stuck/1.mp4"]},
             {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "How?<video>"}, {"from": "gpt", "value": "So."}],
              "videos": ["fan/train/2.mp4"]},
             {"id": 0, "video": "fan/train/2.mp4", "conversations": [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "That."}]},
@@ -90,16 +91,16 @@ def test_an_export_read_again_is_the_same_clips_and_sides(videos, repository, mo
         seen += clips
     assert len(seen) == len(scanned)
     for sample in read_samples(out / "multi_turn_train.json"):
-        assert (len(sample.turns), sample.variant) == (4, "multi_turn") and f"Verdict: {'Anomalous' if scanned[sample.clip_id].label else 'Normal'}." in \
-            sample.turns[-1].answer
+        said = "Verdict: Anomalous." if scanned[sample.clip_id].label else "Verdict: Normal."
+        assert (len(sample.turns), sample.variant) == (4, "multi_turn") and said in sample.turns[-1].answer
 
 
 def test_sharegpt_loads_with_datasets_under_its_documented_schema(videos, repository, monkeypatch, tmp_path):
     """As LLaMA-Factory's data/README.md says: columns and tags of dataset_info.json, user and assistant in turns, a video a mark."""
     from datasets import load_dataset
     out = tmp_path / "out"
-    assert export(repository, monkeypatch, "--videos", videos / "videos", "--split", videos / "split.json", "--out", out, "--system") == 0
-    assert export(repository, monkeypatch, "--videos", videos / "videos", "--split", videos / "split.json", "--out", out, "--variants", "single_turn") == 0
+    for words in (["--system"], ["--variants", "single_turn"]):
+        assert export(repository, monkeypatch, "--videos", videos / "videos", "--split", videos / "split.json", "--out", out, *words) == 0
     info = json.loads((out / "dataset_info.json").read_text())
     assert sorted(info) == sorted(f"vlmphys_{variant}_{side}" for variant in ("multi_turn", "single_turn") for side in ("train", "val", "test"))
     rows = 0

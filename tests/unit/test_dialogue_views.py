@@ -28,7 +28,8 @@ def test_what_is_coloured_is_each_answer_to_the_letter(packed, tiny_model_folder
     for clip_id, variant in table.keys:
         row = table.row(clip_id, variant)
         category, state = packed.frames.states()[clip_id]
-        turns = dialogue_text(load_priors({category})[category], state, variant, f"{clip_id}|{variant}|0", paraphrased=packed.split.clips[clip_id] == "train")
+        prior, paraphrased = load_priors({category})[category], packed.split.clips[clip_id] == "train"
+        turns = dialogue_text(prior, state, variant, f"{clip_id}|{variant}|0", paraphrased=paraphrased)
         found = pieces(row, tokenizer, video)
         assert [(text, turn) for text, turn in found if turn] == [(f" {turn.answer}</s>", number) for number, turn in enumerate(turns, 1)]
         said = "".join(text for text, _ in found)

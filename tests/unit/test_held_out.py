@@ -23,7 +23,8 @@ PHYS_AD = {
     "clip": ("unable_press unable_rebound", 240, 120, 240), "clock": ("stuck vibrate", 150, 73, 151), "fan": ("stuck uneven vibrate", 180, 90, 270),
     "gear": ("double single stuck triple", 180, 90, 360), "hinge": ("angle_limited falloff", 30, 15, 45), "liquid": ("foreign_obj leak", 30, 15, 30),
     "lock": ("jam structure_detache", 120, 60, 120), "magnet": ("degaussing drop", 60, 30, 60), "rolling_bearing": ("ball_stuck", 60, 30, 30),
-    "rubber_band": ("crack", 60, 30, 30), "screw": ("stripped unable_goin", 30, 15, 30), "servo": ("angle_limited centered_anomaly vibrate", 120, 60, 180),
+    "rubber_band": ("crack", 60, 30, 30), "screw": ("stripped unable_goin", 30, 15, 30),
+    "servo": ("angle_limited centered_anomaly vibrate", 120, 60, 180),
     "slide": ("ball_drop derailment jam", 60, 30, 120), "spherical_bearing": ("jam", 60, 30, 30), "sticky_roller": ("falloff stuck", 30, 15, 30),
     "toothpaste": ("leak", 90, 45, 45), "usb": ("jam", 240, 120, 120), "zipper": ("stuck unable_close", 120, 60, 120)}
 

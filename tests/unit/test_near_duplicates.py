@@ -133,8 +133,8 @@ def test_split_lists_and_refuses_what_crosses_the_border(videos, repository, tmp
     module = load_script(repository / "data_prep/split.py")
 
     def split(*words) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["split.py", "--videos", str(root), "--out", str(out), "--protocol", "weak", "--per-anomaly", "1", "--val-share", "0",
-                                          "--workers", "0", *words])
+        monkeypatch.setattr(sys, "argv", ["split.py", "--videos", str(root), "--out", str(out), "--protocol", "weak",
+                                          "--per-anomaly", "1", "--val-share", "0", "--workers", "0", *words])
         status, said = module.main(), capsys.readouterr()
         return status, said.out + said.err
 
