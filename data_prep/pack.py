@@ -11,16 +11,19 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
+from vlmphys.clip_lists import find_clips
+from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.files import only_writer, write_atomic
-from vlmphys.layout import scan_videos
 from vlmphys.packing import DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
-from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, FramesTable
-from vlmphys.splits import load_split
+from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
+from vlmphys.splits import SplitFile, load_split
 from vlmphys.video import FRAME_RULES, READERS
 
 console = Console(highlight=False, soft_wrap=True)
@@ -29,7 +32,8 @@ console = Console(highlight=False, soft_wrap=True)
 def parse() -> argparse.Namespace:
     variants = ",".join(variant.value for variant in Variant)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--videos", help="folder of categories in the Phys-AD layout (not needed with --only dialogues)")
+    parser.add_argument("--videos", help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json (not needed "
+                        "with --only dialogues)")
     parser.add_argument("--split", help="file written by split.py (with --only dialogues: the one packed before)")
     parser.add_argument("--model", default="tiny", help="tiny, a Hugging Face folder, or a hub id: gives image size and tokenizer")
     parser.add_argument("--out", required=True, help="folder to write")
@@ -45,6 +49,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
     parser.add_argument("--system", action="store_true", help="begin dialogues with Vicuna's system sentence")
     parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="a control: permute states among a category's train clips")
+    parser.add_argument("--show", type=int, metavar="N", help="print N of the packed dialogues, their supervised tokens in colour")
+    parser.add_argument("--statistics", action="store_true", help="print how long the packed dialogues are, and what share of them is supervised")
     return parser.parse_args()
 
 
@@ -67,6 +73,8 @@ def run(options: argparse.Namespace) -> None:
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
     if workers < 0:
         raise ValueError(f"--workers {workers}: must be 0 or more")
+    if options.show is not None and options.show < 1:
+        raise ValueError(f"--show {options.show}: must be at least 1")
     settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system, options.shuffle_labels)
     with_frames = options.only != DIALOGUES
     if with_frames and not (options.videos and options.split):
@@ -74,7 +82,7 @@ def run(options: argparse.Namespace) -> None:
     split_path = Path(options.split or out / SPLIT)
     split = load_split(split_path)
     if with_frames:
-        clips = check_clips(scan_videos(options.videos), split)
+        clips = check_clips(find_clips(options.videos), split)
         states = {clip.clip_id: (clip.category, clip.state) for clip in clips}
         n_frames = options.frames
     else:
@@ -103,6 +111,8 @@ def run(options: argparse.Namespace) -> None:
             show(DIALOGUES, pack_dialogues(packed.states(), split, out, maker), out)
         if not (out / SPLIT).is_file() or (out / SPLIT).read_bytes() != split_path.read_bytes():
             write_atomic(out / SPLIT, split_path.read_bytes())
+    if options.show or options.statistics:
+        show_dialogues(DialogueTable.open(out / DIALOGUES), maker, split, options)
 
 
 def decode(clips, out: Path, settings: FrameSettings, workers: int) -> PackReport:
@@ -121,6 +131,22 @@ def decode(clips, out: Path, settings: FrameSettings, workers: int) -> PackRepor
             bar.update(task, completed=clips_done, rate=rate, bad=quarantined)
 
         return pack_frames(clips, out, settings, workers, advance)
+
+
+def show_dialogues(table: DialogueTable, maker: DialogueMaker, split: SplitFile, options: argparse.Namespace) -> None:
+    """Print dialogues with their supervised tokens in colour (marked `[[1 ...]]` where there are no colours), and their lengths."""
+    table.check(tokenizer_sha256=maker.facts.tokenizer_sha256)
+    for clip_id, variant in spread(table.keys, options.show) if options.show else ():
+        row = table.row(clip_id, variant)
+        side = split.clips[clip_id].value if clip_id in split.clips else "no side"
+        console.rule(f"{escape(clip_id)}, {variant}, {side}: {len(row.input_ids)} tokens, {int((row.turn > 0).sum())} supervised", align="left")
+        console.print(coloured(row, maker.tokenizer, table.meta["video_token_id"], marks=not console.is_terminal))
+    if options.statistics:
+        lines = Table("variant", "dialogues", "tokens: least", "mean", "most", "supervised", "of these in answer 1, 2, ...")
+        for one in statistics(table):
+            lines.add_row(one.variant, str(len(one.lengths)), str(one.lengths.min()), f"{one.lengths.mean():.1f}", str(one.lengths.max()),
+                          f"{one.supervised_share:.1%}", ", ".join(f"{share:.0%}" for share in one.turn_shares))
+        console.print(lines)
 
 
 def show(table: str, report: PackReport, out: Path) -> None:

@@ -1,50 +1,129 @@
-"""Write split.json: which clips train, which validate, which are tested."""
+"""Write split.json: which clips train, which validate, which are tested; several files for protocols that test in turns."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.layout import scan_videos
+from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
+from vlmphys.clip_lists import find_clips
+from vlmphys.layout import Clip
 from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split
+
+MOST_LINES = 20
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json")
+    parser.add_argument("--out", required=True, help="the split file to write, for instance split.json; kfold and leave_* put what tells "
+                        "their files apart behind its name")
+    parser.add_argument("--protocol", required=True, choices=(*PROTOCOLS, *SEVERAL))
+    parser.add_argument("--per-anomaly", type=int, help="weak, leave_anomaly_out: clips of each anomaly that train; None: the published "
+                        "number a category")
+    parser.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="ratio: share of each anomaly's clips that train")
+    parser.add_argument("--folds", type=int, default=5, help="kfold: so many files, each clip tested in one")
+    parser.add_argument("--leave-out", metavar="NAMES", help="leave_*: write one file without these, comma-separated (fan,gear or "
+                        "fan/stuck,gear/single); None: files that leave out each in turn")
+    parser.add_argument("--val-share", type=float, default=0.1, help="share of the training clips that is held out for validation")
+    parser.add_argument("--categories", help="split these alone, comma-separated; None: all that are there")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--near-duplicates", action="store_true", help="look for clips that are one recording twice (encoded anew, cropped "
+                        "a little, brightened), too: decodes each clip once, and keeps its hash beside --out; files of the same bytes are "
+                        "always looked for")
+    parser.add_argument("--allow-duplicates", action="store_true", help="write the split although duplicates stand on two of its sides")
+    parser.add_argument("--workers", type=int, help="--near-duplicates: decoding processes; None: one a core; 0: decode in this process")
+    return parser.parse_args()
 
 
 def main() -> int:
     """0: written; 2: something is wrong, as one message says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
-    parser.add_argument("--out", required=True, help="the split file to write, for instance split.json")
-    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
-    parser.add_argument("--per-anomaly", type=int, help="weak: clips of each anomaly that train; None: the published number a category")
-    parser.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="ratio: share of each anomaly's clips that train")
-    parser.add_argument("--val-share", type=float, default=0.1, help="share of the training clips that is held out for validation")
-    parser.add_argument("--categories", help="split these alone, comma-separated; None: all that are there")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parse()
     try:
-        clips = of_categories(scan_videos(options.videos), options.categories)
-        content = make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, options.ratio)
-        write_split(options.out, content)
+        clips = of_categories(find_clips(options.videos), options.categories)
+        contents = make_contents(clips, options)
+        check_duplicates(clips, contents, options)
+        for path, content in contents.items():
+            write_split(path, content)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show(clips, content, options.out)
+    for path, content in contents.items():
+        show(clips, content, path)
     return 0
 
 
-def show(clips, content: dict, out: str) -> None:
+def make_contents(clips: list[Clip], options: argparse.Namespace) -> dict[str, dict]:
+    """The contents of all files to write, by path."""
+    if options.protocol in PROTOCOLS:
+        if options.leave_out is not None:
+            raise ValueError(f"--leave-out belongs to the protocols leave_category_out and leave_anomaly_out, not to {options.protocol!r}")
+        return {options.out: make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, options.ratio)}
+    made = make_splits(clips, options.protocol, options.seed, options.val_share, options.folds, options.leave_out, options.per_anomaly)
+    return {str(file_of(options.out, name)): content for name, content in made.items()}
+
+
+def check_duplicates(clips: list[Clip], contents: dict[str, dict], options: argparse.Namespace) -> None:
+    """List duplicates that stand on two sides of a split; ValueError unless they are allowed, and then the split says how many there are."""
+    # OpenCV and PyAV take longer to import than a split takes to make.
+    from vlmphys.near_duplicates import HashCache, crossing, identical_pairs, near_pairs
+
+    workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
+    if workers < 0:
+        raise ValueError(f"--workers {workers}: must be 0 or more")
+    out = Path(options.out).expanduser()
+    cache = HashCache(out.with_name(f"{out.stem}.hashes.json"))
+    pairs = identical_pairs(clips, cache)
+    if options.near_duplicates:
+        if not out.parent.is_dir():
+            raise ValueError(f"--out {out}: its folder does not exist, and the clips' hashes are kept there; make it first")
+        sides = {clip.clip_id: tuple(content["clips"][clip.clip_id] for content in contents.values()) for clip in clips}
+        same = {(pair.first, pair.second) for pair in pairs}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            tasks = {stage: bar.add_task(stage, total=None, visible=False) for stage in ("hashes", "pictures", "pairs")}
+            near, unread = near_pairs(clips, lambda first, second: sides[first] != sides[second], cache, workers,
+                                      lambda stage, done, total: bar.update(tasks[stage], completed=done, total=total, visible=True))
+        pairs += [pair for pair in near if (pair.first, pair.second) not in same]
+        for line in unread[:MOST_LINES]:
+            console.print(f"not looked at: {line}", markup=False)
+        console.print(f"{len(clips) - len(unread)} clips looked at for near-duplicates, {len(unread)} cannot be read", markup=False)
+    found = {}
+    for content in contents.values():
+        crossed = crossing(pairs, content)
+        found.update({pair: pair.said(content) for pair in crossed if pair not in found})
+        if crossed and options.allow_duplicates:
+            content["options"]["duplicates_allowed"] = len(crossed)
+    for line in list(found.values())[:MOST_LINES]:
+        console.print(f"duplicate: {line}", markup=False)
+    if len(found) > MOST_LINES:
+        console.print(f"and {len(found) - MOST_LINES} more", markup=False)
+    if found and not options.allow_duplicates:
+        raise ValueError(f"{len(found)} pair(s) of duplicates stand on two sides of the split, so that the test would show what was learned by "
+                         "heart: take one of each pair away, or give --allow-duplicates; nothing was written")
+
+
+def show(clips: list[Clip], content: dict, out: str) -> None:
     """Print, by category, how many normal and anomalous clips stand on each side, and what is amiss."""
     table = Table("category", *(f"{side} normal + anomalous" for side in ("train", "val", "test")))
     for category, counts in count_sides(clips, content).items():
         table.add_row(category, *(f"{counts[side, 0]} + {counts[side, 1]}" for side in ("train", "val", "test")))
-    console = Console()
     console.print(table)
-    for warning in untested_normals(clips, content):
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{len(clips)} clips, protocol {content['protocol']}, seed {content['seed']} -> {out}", highlight=False, soft_wrap=True)
+    tested = clips
+    if content["protocol"] == LEAVE_CATEGORY_OUT:
+        tested = [clip for clip in clips if clip.category in content["options"]["left_out"]]
+    for warning in untested_normals(tested, content):
+        console.print(f"warning: {warning}", markup=False)
+    left_out = f", without {', '.join(content['options']['left_out'])}" if "left_out" in content["options"] else ""
+    console.print(f"{len(clips)} clips, protocol {content['protocol']}{left_out}, seed {content['seed']} -> {out}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vlmphys.sources import clip_stat
 from vlmphys.video import PAIRS, VideoError, read_frames
 
 STILL_CUES = ("first frame", "middle frame", "last frame", "mean colour")
@@ -35,7 +36,7 @@ def measure_clip(path: str | Path) -> ClipCues | VideoError:
     """Read 7 pairs of neighbouring frames and measure; what is wrong with the file comes back as an error, not as an exception."""
     try:
         clip = read_frames(path, PAIRS, 2 * FRAME_PAIRS)
-        nbytes = Path(path).stat().st_size
+        nbytes = clip_stat(Path(path))[0]
     except VideoError as error:
         return error
     except OSError as error:

@@ -24,9 +24,10 @@ from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
 from vlmphys.priors import Prior, priors_sha256
 from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
-from vlmphys.records import Split, Variant, sha256_file, sha256_text, stable_int
+from vlmphys.records import Split, Variant, sha256_text, stable_int
 from vlmphys.shards import (DIALOGUES, DIALOGUES_PER_BATCH, FRAMES, FRAMES_PER_BATCH, MANIFEST, QUARANTINE, VERSION, DialogueTable,
                             FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of)
+from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
 from vlmphys.video import FRAME_RULES, READERS, VideoError, read_frames
 from vlmphys.workers import Lost, run_in_order
@@ -115,7 +116,7 @@ def decode_clip(task: ClipTask) -> ClipPixels | VideoError:
     try:
         clip = read_frames(task.path, settings.rule, settings.frames, settings.reader)
         frames_THWC = fit_frames(clip.frames_THWC, settings.size, settings.fit)
-        return ClipPixels(frames_THWC, clip.frame_index.tolist(), sha256_file(Path(task.path)), clip.fps, clip.n_frames)
+        return ClipPixels(frames_THWC, clip.frame_index.tolist(), sha256_clip(Path(task.path)), clip.fps, clip.n_frames)
     except VideoError as error:
         return error
     except OSError as error:
@@ -221,8 +222,7 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
     lines = []
     for clip in clips:
         try:
-            facts = os.stat(clip.path)
-            lines.append([clip.clip_id, clip.category, clip.state, facts.st_size, facts.st_mtime_ns])
+            lines.append([clip.clip_id, clip.category, clip.state, *clip_stat(clip.path)])
         except OSError as error:
             lines.append([clip.clip_id, clip.category, clip.state, error.errno, 0])
     return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, asdict(settings), lines]))

@@ -1,7 +1,8 @@
 """Who trains and who is tested: the split file, written once and carried by hash into every result.
 
 Phys-AD's train folders hold no anomaly, so that fine-tuning takes anomalous clips out of its test folders; three published rules
-disagree on how many. A split file says which rule was followed.
+disagree on how many. A split file says which rule was followed. The protocols that need several files (folds, classes left out) stand in
+`held_out`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlmphys.files import json_bytes, read_json, write_atomic
-from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, Clip
+from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, TRAIN_FOLDER, Clip
 from vlmphys.records import Split, nearest, stable_int
 
 SPLIT_VERSION = 1
-PROTOCOLS = ("weak", "ratio", "unsupervised")
+PROTOCOLS = ("weak", "ratio", "unsupervised", "given")
 # Phys-AD's benchmark code, weak supervision: anomalous clips of each anomaly folder that move from test to train.
 PUBLISHED_CLIPS_PER_ANOMALY = {
     "ball": 4, "button": 3, "car": 4, "caster_wheel": 2, "clip": 2, "clock": 4, "fan": 4, "gear": 4, "hinge": 4, "liquid": 4,
@@ -70,32 +71,69 @@ def make_split(clips: list[Clip], protocol: str, seed: int = 0, val_share: float
 
     `weak`: of each anomaly folder, `per_anomaly` clips (None: the published number of its category) train, the rest is tested.
     `ratio`: the same with that share of each folder, at least one clip. `unsupervised`: normal clips alone train. In all of them the
-    train folders' clips train and the other normal clips are tested. `val_share` of what trains is held out for validation, by
-    category and by normal or anomalous. Raises ValueError for wrong values, and, naming each class, where none would be left to test.
+    train folders' clips train and the other normal clips are tested. `given`: each clip on the side that its list names. `val_share` of what
+    trains is held out for validation, by category and by normal or anomalous (`given`: only where the list names no clip for it). Raises
+    ValueError for wrong values, and, naming each class, where none would be left to test.
     """
     _check_options(protocol, val_share, per_anomaly, ratio)
-    folders: dict[tuple[str, str], list[Clip]] = defaultdict(list)
-    train = []
-    for clip in sorted(clips):
-        if clip.in_train_folder:
-            train.append(clip)
-        elif clip.label:
-            folders[clip.category, clip.state].append(clip)
-    counts = _supervised_counts(folders, protocol, per_anomaly, ratio)
-    for place, found in folders.items():
-        train += _seeded_order(found, seed, "supervised")[:counts[place]]
-    if not train:
-        raise ValueError(f"protocol {protocol!r} leaves no clip to train on: the train folders are empty")
-    val = _validation_ids(train, val_share, seed)
-    trained = {clip.clip_id for clip in train}
-    sides = {clip.clip_id: (Split.VAL if clip.clip_id in val else Split.TRAIN if clip.clip_id in trained else Split.TEST).value
-             for clip in sorted(clips)}
-    options: dict = {"val_share": val_share}
+    if protocol == "given":
+        return _given_split(clips, seed, val_share)
+    folders = anomaly_folders(clips)
+    counts = supervised_counts(folders, protocol, per_anomaly, ratio)
+    train = [clip for clip in sorted(clips, key=by_id) if clip.in_train_folder] + supervised_clips(folders, counts, seed)
+    options: dict = {}
     if protocol == "weak":
         options["clips_per_anomaly"] = {category: count for (category, _), count in sorted(counts.items())}
     elif protocol == "ratio":
         options["ratio"] = ratio
-    return {"version": SPLIT_VERSION, "protocol": protocol, "seed": seed, "options": options, "clips": sides}
+    return split_content(protocol, seed, clips, train, val_share, options)
+
+
+def by_id(clip: Clip) -> str:
+    """What clips are sorted by: their ids, which no two share."""
+    return clip.clip_id
+
+
+def anomaly_folders(clips: list[Clip]) -> dict[tuple[str, str], list[Clip]]:
+    """The anomalous clips by (category, state)."""
+    folders: dict[tuple[str, str], list[Clip]] = defaultdict(list)
+    for clip in sorted(clips, key=by_id):
+        if clip.label:
+            folders[clip.category, clip.state].append(clip)
+    return folders
+
+
+def supervised_clips(folders: dict[tuple[str, str], list[Clip]], counts: dict[tuple[str, str], int], seed: int) -> list[Clip]:
+    """The anomalous clips that train: so many of each (category, state), drawn by seed."""
+    return [clip for place, found in folders.items() for clip in seeded_order(found, seed, "supervised")[:counts[place]]]
+
+
+def split_content(protocol: str, seed: int, clips: list[Clip], train: list[Clip], val_share: float, options: dict) -> dict:
+    """A split file's content: `val_share` of `train` validates, the rest of it trains, all other clips are tested.
+
+    Raises ValueError where no normal clip would train: a model that has seen anomalies alone calls everything anomalous.
+    """
+    if not any(clip.label == 0 for clip in train):
+        raise ValueError(f"protocol {protocol!r} leaves no normal clip to train on: put some into <category>/{TRAIN_FOLDER}, or, in a list of "
+                         "clips, give them the split 'train'; kfold and leave_category_out need no train folder")
+    val = _validation_ids(train, val_share, seed)
+    trained = {clip.clip_id for clip in train}
+    sides = {clip.clip_id: (Split.VAL if clip.clip_id in val else Split.TRAIN if clip.clip_id in trained else Split.TEST).value
+             for clip in sorted(clips, key=by_id)}
+    return {"version": SPLIT_VERSION, "protocol": protocol, "seed": seed, "options": {"val_share": val_share, **options}, "clips": sides}
+
+
+def _given_split(clips: list[Clip], seed: int, val_share: float) -> dict:
+    """Each clip on the side that a list of clips names for it; ValueError for one without."""
+    without = [clip.clip_id for clip in sorted(clips, key=by_id) if clip.side is None]
+    if without:
+        raise ValueError(f"protocol 'given' takes the sides of a list of clips: {len(without)} clip(s) have none, first {without[0]!r}; "
+                         "give each its 'split' there, or choose another protocol")
+    val = [clip.clip_id for clip in clips if clip.side == Split.VAL.value]
+    train = [clip for clip in clips if clip.side != Split.TEST.value]
+    content = split_content("given", seed, clips, train, 0.0 if val else val_share, {})
+    content["clips"].update(dict.fromkeys(val, Split.VAL.value))
+    return content
 
 
 def of_categories(clips: list[Clip], categories: str | None) -> list[Clip]:
@@ -152,12 +190,15 @@ def count_sides(clips: list[Clip], content: dict) -> dict[str, Counter]:
     return dict(sorted(table.items()))
 
 
+def share_problems(val_share: float) -> list[str]:
+    """What is wrong with the share of training clips that validate; nothing where it is right."""
+    return [] if 0 <= val_share < 1 else [f"val share {val_share}: must be at least 0 and below 1"]
+
+
 def _check_options(protocol: str, val_share: float, per_anomaly: int | None, ratio: float) -> None:
-    problems = []
+    problems = share_problems(val_share)
     if protocol not in PROTOCOLS:
         problems.append(f"protocol {protocol!r}: must be one of {', '.join(PROTOCOLS)}")
-    if not 0 <= val_share < 1:
-        problems.append(f"val share {val_share}: must be at least 0 and below 1")
     if per_anomaly is not None and protocol != "weak":
         problems.append(f"clips per anomaly: belongs to protocol weak, not to {protocol!r}")
     if per_anomaly is not None and per_anomaly < 1:
@@ -168,7 +209,7 @@ def _check_options(protocol: str, val_share: float, per_anomaly: int | None, rat
         raise ValueError("; ".join(problems))
 
 
-def _supervised_counts(folders: dict[tuple[str, str], list[Clip]], protocol: str, per_anomaly: int | None,
+def supervised_counts(folders: dict[tuple[str, str], list[Clip]], protocol: str, per_anomaly: int | None,
                        ratio: float) -> dict[tuple[str, str], int]:
     """How many clips of each anomaly folder train; ValueError, naming every folder of which none would be left to test."""
     counts = {}
@@ -185,7 +226,7 @@ def _supervised_counts(folders: dict[tuple[str, str], list[Clip]], protocol: str
     return counts
 
 
-def _seeded_order(clips: list[Clip], seed: int, purpose: str) -> list[Clip]:
+def seeded_order(clips: list[Clip], seed: int, purpose: str) -> list[Clip]:
     """A shuffle that hangs on seed and clip id alone: another clip in the folder does not reshuffle the rest."""
     return sorted(clips, key=lambda clip: stable_int(seed, purpose, clip.clip_id))
 
@@ -206,5 +247,5 @@ def _validation_ids(train: list[Clip], share: float, seed: int) -> set[str]:
             owed += share * len(found)
             count = min(int(owed + 0.5), len(found) - 1)
             owed -= count
-            held.update(clip.clip_id for clip in _seeded_order(found, seed, "val")[:count])
+            held.update(clip.clip_id for clip in seeded_order(found, seed, "val")[:count])
     return held

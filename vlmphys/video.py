@@ -1,4 +1,5 @@
-"""N frames of a clip, exact to the bit, with no packet decoded in vain. Nothing but this file and `windows` decodes video.
+"""N frames of a clip, exact to the bit, with no packet decoded in vain; or N pictures of a folder. Nothing but this file and `windows`
+decodes video.
 
 Shape suffixes: T frames, H W pixels, C colour channels (RGB).
 """
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
+
+from vlmphys.sources import PICTURE_SUFFIXES, frame_files
 
 FRAME_RULES = ("official", "hf")
 PAIRS = "pairs"     # for measuring motion; no model reads frames this way
@@ -66,15 +70,17 @@ def frame_indices(n_frames: int, frames: int, rule: str) -> np.ndarray:
 
 
 def read_frames(path: str | Path, rule: str = "official", frames: int = 8, reader: str = "auto", threads: int = 1) -> DecodedClip:
-    """Decode the wanted frames of a file.
+    """Decode the wanted frames of a file, or of a folder with a picture a frame, in the order of the numbers in their names.
 
-    `reader`: `pyav`, `decord`, or `auto` (PyAV, then decord where PyAV's decoder refuses the file). Both give the same pixels.
+    `reader` (files only): `pyav`, `decord`, or `auto` (PyAV, then decord where PyAV's decoder refuses the file). Both give the same pixels.
     Raises VideoError with the reason for a file that is no usable video; ValueError for a wrong argument.
     """
     if reader not in READERS:
         raise ValueError(f"reader {reader!r}: must be one of {', '.join(READERS)}")
     frame_indices(frames, frames, rule)
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, rule, frames)
     check_regular(path)
     if reader == "decord":
         return _read_decord(path, rule, frames, threads)
@@ -240,3 +246,29 @@ def _read_decord(path: Path, rule: str, frames: int, threads: int) -> DecodedCli
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
         text = str(error).strip().splitlines()
         raise ReaderRefused(f"decord: {text[0] if text else 'refused the file'}") from error
+
+
+def _read_folder(path: Path, rule: str, frames: int) -> DecodedClip:
+    """The wanted pictures of a folder; frames a second are not known, and `frame_index` counts the pictures that are there."""
+    try:
+        pictures = [picture for _, picture in frame_files(path)]
+    except OSError as error:
+        raise VideoError(f"cannot be opened: {error.strerror}") from error
+    except ValueError as error:
+        raise VideoError(str(error)) from error
+    if not pictures:
+        raise VideoError(f"is a folder without a picture ({', '.join(PICTURE_SUFFIXES)})")
+    wanted = frame_indices(len(pictures), frames, rule)
+    return DecodedClip(stack([_picture(pictures[index]) for index in wanted]), wanted, 0.0, len(pictures))
+
+
+def _picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "RGBA", "L", "P"):
+                raise VideoError(f"is damaged or of another kind: {path.name} holds {image.mode} pixels, 8 bits a colour are expected")
+            return np.asarray(image.convert("RGB"))
+    except VideoError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"is damaged: {path.name} does not decode ({error})") from error

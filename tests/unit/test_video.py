@@ -151,7 +151,7 @@ def bad_file(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind, reason", [
     ("absent", "No such file"), ("empty", "0 bytes"), ("text", "PyAV: Invalid data.*; decord: "), ("7 frames", "has 7 frame.*8 are wanted"),
     ("cut before its index", "PyAV: Invalid data"), ("cut in its frames", "ends early: .* of its 40 frames"),
-    ("sound alone", "no video stream"), ("pipe", "not a regular file"), ("folder", "not a regular file"), ("broken link", "No such file")])
+    ("sound alone", "no video stream"), ("pipe", "not a regular file"), ("folder", "a folder without a picture"), ("broken link", "No such file")])
 def test_bad_files_are_refused_with_the_reason(tmp_path, kind, reason):
     with pytest.raises(VideoError, match=reason):
         read_frames(bad_file(tmp_path, kind))

@@ -1,0 +1,137 @@
+"""Every way to say which clips there are: a folder, or a list in CSV, JSONL, or the JSON of two other toolkits. All give the same `Clip`s.
+
+A list is a table with `path`, `category`, and `state` or `label` (0, 1, normal, anomalous); `split` (train, val, test) and `clip_id` are
+optional. LLaMA-Factory's sharegpt JSON and Video-LLaVA's JSON (`bridges`) name the video alone: category and state are read from the keys
+that `data_prep/export.py` writes beside theirs, or from a path in the Phys-AD layout.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmphys.bridges import listed_videos
+from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, TRAIN_FOLDER, Clip, Place, place_of, scan_videos
+from vlmphys.records import NORMAL_STATES, Split, label_of, nearest
+
+TABLES, JSON_SUFFIXES = (".csv", ".jsonl"), (".json",)
+COLUMNS = ("path", "category", "state", "label", "split", "clip_id")
+UNNAMED_STATE = "anomalous"
+LABELS = {"0": 0, "1": 1, "normal": 0, "anomalous": 1}
+
+
+def find_clips(videos: str | Path) -> list[Clip]:
+    """All clips of a folder or a list, sorted by clip id; no video is opened.
+
+    Relative paths in a list are taken from the list's folder. Where a list names no clip id, a clip has the one that it would have in the
+    layout: `fan/test/stuck/0003` for a path that ends so, else category, folder and the path as it is listed, its slashes written `__`. It
+    hangs on the clip's own line alone. Raises ValueError, naming the line, for lists that cannot be read, lines that lack
+    something or contradict themselves, and two clips with one id.
+    """
+    videos = Path(videos).expanduser()
+    if videos.is_dir() or not videos.exists():
+        return scan_videos(videos)
+    suffix = videos.suffix.lower()
+    if suffix not in TABLES + JSON_SUFFIXES:
+        raise ValueError(f"--videos {videos}: is neither a folder nor a list of clips; a list is named {', '.join((*TABLES, *JSON_SUFFIXES))}")
+    rows = listed_videos(videos) if suffix in JSON_SUFFIXES else _table_rows(videos)
+    clips: dict[str, Clip] = {}
+    for place, row in rows:
+        clip = _clip_of(row, videos.parent, place)
+        known = clips.setdefault(clip.clip_id, clip)
+        # A dialogue file names a video once for each dialogue about it.
+        if known != clip or (known is not clip and suffix in TABLES):
+            raise ValueError(f"{place}: {row['path']!r} would be clip {clip.clip_id!r}, as {known.path} is: list each clip once, or give "
+                             "each a 'clip_id' of its own")
+    if not clips:
+        raise ValueError(f"{videos}: lists no clip")
+    if not any(clip.path.exists() for clip in clips.values()):
+        first = next(iter(clips.values()))
+        raise ValueError(f"{videos}: none of the {len(clips)} listed files is there, first {first.path}; relative paths are taken from the "
+                         "list's folder: put the list where they start, or write whole paths")
+    return [clips[clip_id] for clip_id in sorted(clips)]
+
+
+def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """(file and line, values as texts) of a CSV with a header, or of a JSONL; unknown columns are passed over, misspelt ones refused."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if "path" not in names:
+            near = next((name for name in names if nearest(name, ["path"])), None)
+            raise ValueError(f"{path}: its first line must name the columns path, category, state or label, and perhaps split and clip_id; "
+                             f"it names {', '.join(names) or 'nothing'}" + (f" (is {near!r} the path?)" if near else ""))
+        reader.fieldnames = names
+        for row in reader:
+            yield f"{path}, line {reader.line_num}", {key: value for key, value in row.items() if key in COLUMNS and value not in (None, "")}
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line[:60]!r}")
+        yield f"{path}, line {number}", {key: str(value) for key, value in row.items() if key in COLUMNS and value is not None}
+
+
+def _clip_of(row: dict, folder: Path, place: str) -> Clip:
+    """One line of a list as a clip; what it lacks is taken from a path in the layout."""
+    if not row.get("path"):
+        raise ValueError(f"{place}: has no 'path'")
+    listed = Path(row["path"]).expanduser()
+    by_layout = place_of(listed.parts[-4:]) or place_of(listed.parts[-3:])
+    if by_layout and row.get("category", by_layout.category) != by_layout.category:
+        by_layout = None    # a folder of some other meaning happens to be called train or test
+    category = row.get("category") or (by_layout.category if by_layout else None)
+    if not category:
+        raise ValueError(f"{place}: {row['path']!r} has no 'category', and its path is not of the form <category>/{TRAIN_FOLDER}/<clip> or "
+                         f"<category>/{TEST_FOLDER}/<state>/<clip>; name its category")
+    if category in (".", "..") or "/" in category:
+        raise ValueError(f"{place}: category {category!r} cannot be a folder's name; give it another one")
+    state = _state_of(row, by_layout.state if by_layout else None, place)
+    side, sides = row.get("split"), [known.value for known in Split]
+    if side is not None and side not in sides:
+        raise ValueError(f"{place}: split {side!r}: must be one of {', '.join(sides)}{nearest(side, sides)}")
+    clip_id = row.get("clip_id") or _id_of(listed, by_layout, category, state, side)
+    if not re.match(rf"{re.escape(category)}/.", clip_id):
+        raise ValueError(f"{place}: clip_id {clip_id!r} must begin with its category and a slash, {category + '/'!r}")
+    return Clip(clip_id, folder / listed, category, state, label_of(state), side)
+
+
+def _state_of(row: dict, by_layout: str | None, place: str) -> str:
+    """The state that a line names, by state or label; `anomalous` where it only says that something is wrong."""
+    state, label = row.get("state"), row.get("label")
+    if label is not None and str(label).strip().lower() not in LABELS:
+        raise ValueError(f"{place}: label {label!r}: must be one of {', '.join(LABELS)}")
+    number = None if label is None else LABELS[str(label).strip().lower()]
+    if state is None and number is None:
+        if by_layout is None:
+            raise ValueError(f"{place}: {row['path']!r} has neither 'state' nor 'label', and its path names no state; give it one")
+        return by_layout
+    if state is None:
+        return NORMAL_STATE if number == 0 else by_layout if by_layout and label_of(by_layout) else UNNAMED_STATE
+    state = NORMAL_STATE if state in NORMAL_STATES else state
+    if number is not None and number != label_of(state):
+        raise ValueError(f"{place}: state {state!r} and label {label!r} contradict each other: normal clips have the state {NORMAL_STATE}")
+    if "/" in state:
+        raise ValueError(f"{place}: state {state!r} cannot be a folder's name; give it another one")
+    return state
+
+
+def _id_of(listed: Path, by_layout: Place | None, category: str, state: str, side: str | None) -> str:
+    if by_layout and by_layout.state == state:
+        return f"{by_layout.folder}/{by_layout.name}"
+    trains = label_of(state) == 0 and side in (Split.TRAIN.value, Split.VAL.value)
+    name = "__".join(part for part in listed.with_suffix("").parts if part not in ("/", ".", ".."))
+    return f"{category}/{TRAIN_FOLDER}/{name}" if trains else f"{category}/{TEST_FOLDER}/{state}/{name}"
