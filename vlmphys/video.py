@@ -259,7 +259,7 @@ def _read_folder(path: Path, rule: str, frames: int) -> DecodedClip:
     if not pictures:
         raise VideoError(f"is a folder without a picture ({', '.join(PICTURE_SUFFIXES)})")
     wanted = frame_indices(len(pictures), frames, rule)
-    return DecodedClip(stack([_picture(pictures[index]) for index in wanted]), wanted, 0.0, len(pictures))
+    return DecodedClip(stacked([_picture(pictures[index]) for index in wanted]), wanted, 0.0, len(pictures))
 
 
 def _picture(path: Path) -> np.ndarray:
