@@ -60,9 +60,9 @@ def test_a_few_of_many():
 
 def test_pack_shows_what_is_packed_and_changes_nothing(packed_folder, repository, tiny_model_folder, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in packed_folder.rglob("*")}
+    monkeypatch.setenv("COLUMNS", "200")    # rich reads it once, when the script makes its console
     module = load_script(repository / "data_prep/pack.py")
     words = ["pack.py", "--only", "dialogues", "--out", str(packed_folder), "--model", str(tiny_model_folder)]
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "argv", [*words, "--show", "2", "--statistics"])
     assert module.main() == 0
     said = capsys.readouterr().out
