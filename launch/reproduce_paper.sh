@@ -88,6 +88,7 @@ find_categories() {  # sets `categories`: the folders of --videos that hold a cl
 [ -z "$per_category" ] || [ -z "$videos" ] || find_categories
 
 ensure_environment
+check_settings "$recipe" "model=$model" ${settings[@]:+"${settings[@]}"}
 claim_out "$out" "videos=${videos:-simulated} model=$model anomalies=$anomalies per-category=${per_category:-no} recipe=$recipe gpus=$gpus"\
 " priors=${priors:-builtin} set=${settings[*]:-}"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"

@@ -68,6 +68,7 @@ if [ "$tune" = qlora ]; then
 else
     ensure_environment
 fi
+check_settings "$recipe" "model=$model" "variant=$variant" "tune=$tune" ${batch[@]:+"${batch[@]}"} ${settings[@]:+"${settings[@]}"}
 claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published}"\
 " priors=${priors:-builtin} set=${settings[*]:-}"
 marks="$out/done"

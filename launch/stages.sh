@@ -28,6 +28,8 @@ stage_failed() {  # stage_failed "what it does" STATUS: 2 is what the commands a
         cure="correct this, then run the same or the corrected command again"
     elif [ "$2" -eq 2 ]; then
         cure="correct this, then run the same command again, which goes on from there; with other options of this script give another --out"
+        ! may_set_anew "${claimed:-.}" || cure="correct this, then run the same command again, which goes on from there, or with another --set; with"\
+" other options of this script give another --out"
     fi
     echo "error: the stage '$1' failed; $cure" >&2
     exit 2
@@ -59,15 +61,36 @@ drop_stale() {  # drop_stale FILE MARK: predictions of a model that has been tra
     fi
 }
 
+check_settings() {  # check_settings RECIPE key=value...: a config that training would refuse is refused now, not after all packing
+    python -c 'import sys
+from vlmphys.config import load_config
+try:
+    load_config(sys.argv[1], sys.argv[2:])
+except ValueError as error:
+    sys.exit(f"error: {error}")' "$@" || exit 2
+}
+
+may_set_anew() {  # may_set_anew FOLDER: whether its settings end with those of --set, and no training has ended, which alone goes by them
+    grep -qs ' set=' "$1/settings" && [ -z "$(find "$1" -path '*/done/train*' -print -quit)" ]
+}
+
+words_beyond() {  # words_beyond "a b" "b c": the words of the first that are not in the second
+    printf '%s\n' "$1" | tr ' ' '\n' | grep -vxF -e "${2// /$'\n'}" | paste -sd' ' || true
+}
+
 claim_out() {  # claim_out FOLDER "settings": one folder holds what one set of settings made, and nothing of others
-    local stored
+    local stored here there
     case "$1" in *[[:space:]]*) fail "--out '$1' holds a blank: give a folder without one" ;; esac
     claimed="$1"
     if [ -f "$1/settings" ]; then
         stored="$(cat "$1/settings")"
         # Earlier versions wrote "own" where no --priors was given.
-        [ "$stored" = "$2" ] || [ "${stored/ priors=own / priors=builtin }" = "$2" ] ||
-            fail "$1 was made with other settings ($stored), not ($2): give another --out, or remove that folder"
+        stored="${stored/ priors=own / priors=builtin }" here="$2"
+        if may_set_anew "$1"; then stored="${stored%% set=*}" here="${here%% set=*}"; fi
+        if [ "$stored" != "$here" ]; then
+            there="$(words_beyond "$stored" "$here")" here="$(words_beyond "$here" "$stored")"
+            fail "$1 was made with other settings: ${there:-nothing} there, ${here:-nothing} here; give another --out, or remove that folder"
+        fi
     elif [ -e "$1" ] && [ -n "$(ls -A "$1")" ]; then
         fail "$1 exists and was not made by this script: give another --out"
     fi

@@ -101,7 +101,8 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
     other += [f"{key} ({stored.get(key)!r}{there.get(key, '')} there, {data_facts[key]!r}{here.get(key, '')} here)"
               for key in DATA_IDENTITY if stored.get(key) != data_facts[key]]
     if other:
-        raise ValueError(f"run folder {out} belongs to another run: {'; '.join(other)}; give a new folder with --out, or the same settings")
+        raise ValueError(f"run folder {out} belongs to another run: {'; '.join(other)}; give the same settings, or a new folder "
+                         f"with --out, or remove {out} if what it holds is no longer wanted")
 
 
 def write_identity(config: TrainConfig, data_facts: dict[str, Any], world_size: int, pids: Sequence[int] = ()) -> None:

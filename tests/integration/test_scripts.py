@@ -101,7 +101,7 @@ def test_one_folder_holds_one_set_of_settings(repository, tmp_path):
     assert "went on" in stages(repository, tmp_path, claim % 30).stdout
     assert "went on" in stages(repository, tmp_path, claim % 30).stdout
     refused = stages(repository, tmp_path, claim % 12)
-    assert refused.returncode == 2 and "made with other settings (clips=30), not (clips=12)" in refused.stderr and "went on" not in refused.stdout
+    assert refused.returncode == 2 and "made with other settings: clips=30 there, clips=12 here" in refused.stderr and "went on" not in refused.stdout
 
 
 def test_a_folder_of_others_is_not_claimed_and_a_refused_first_stage_leaves_nothing(repository, tmp_path):
@@ -129,9 +129,39 @@ def test_a_claim_is_given_back_while_nothing_but_lists_and_a_split_was_made(repo
     corrected = stages(repository, tmp_path, f"set -- mine 2\n{run}")
     assert "correct this, then run the same command again, which goes on from there" in corrected.stderr and (tmp_path / "out/packed").exists()
     assert "run the same command again to go on" in stages(repository, tmp_path, f"set -- mine 1\n{run}").stderr
-    assert "made with other settings (priors=mine)" in stages(repository, tmp_path, f"set -- builtin 2\n{run}").stderr
+    assert "made with other settings: priors=mine there, priors=builtin here" in stages(repository, tmp_path, f"set -- builtin 2\n{run}").stderr
     (tmp_path / "repaired").touch()
     assert stages(repository, tmp_path, f"set -- mine 2\n{run}").returncode == 0
+
+
+@pytest.mark.parametrize(("script", "arguments"), [("single_4090", ["--videos", "tests", "--model", "tiny"]), ("reproduce_paper", [])])
+def test_a_misspelt_key_is_refused_before_the_folder_is_claimed(repository, tmp_path, script, arguments):
+    shutil.copytree(repository / "launch", tmp_path / "launch")
+    for name in ("ds_configs", "vlmphys", "tests"):
+        (tmp_path / name).symlink_to(repository / name)
+    (tmp_path / "launch/environment.sh").write_text('fail() { echo "error: $*" >&2; exit 2; }\nensure_environment() { :; }\n')
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").write_text(f'#!/bin/sh\nPYTHONPATH="{repository}" exec "{sys.executable}" "$@"\n')
+    (tmp_path / "bin/python").chmod(0o755)
+    done = subprocess.run(["bash", f"launch/{script}.sh", *arguments, "--set", "max_step=4", "--out", "out"], cwd=tmp_path, capture_output=True,
+                          text=True, env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    assert done.stderr == "error: the config: unknown key 'max_step' (did you mean 'max_steps'?)\n"
+
+
+def test_another_set_is_taken_until_a_training_has_ended(repository, tmp_path):
+    run = """
+    claim_out "$T/out" "videos=a priors=builtin set=$1"
+    stage "$T/out/done/pack" "packing" "" bash -c "echo pack >> $T/log; touch $T/out/packed"
+    stage "$T/out/done/train" "training" "$T/out/done/pack" bash -c "[ $1 = lora_r=8 ] || exit 2"
+    """
+    refused = stages(repository, tmp_path, f"set -- lora_r=99\n{run}")
+    assert refused.returncode == 2 and "or with another --set" in refused.stderr and (tmp_path / "out/packed").exists()
+    for _ in range(2):
+        assert stages(repository, tmp_path, f"set -- lora_r=8\n{run}").returncode == 0
+    assert (tmp_path / "log").read_text().split() == ["pack"], "what was packed is kept"
+    refused = stages(repository, tmp_path, f"set -- 'lora_r=8 seed=1'\n{run}")
+    assert refused.returncode == 2 and "made with other settings: nothing there, seed=1 here; give another --out" in refused.stderr
 
 
 def test_settings_of_earlier_versions_are_known_again(repository, tmp_path):
