@@ -180,7 +180,7 @@ def _print(result: dict[str, Any], as_json: bool, show) -> None:
 def _table(title: str, *columns: str, right: tuple[str, ...] = ()):
     """An empty table; columns named in `right` are aligned there, and no cell is cut short."""
     from rich.table import Table
-    table = Table(title=title, title_justify="left", show_header=bool(columns))
+    table = Table(title=title, title_justify="left", show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -280,11 +280,11 @@ def _batch(one: dict[str, Any]) -> str:
 def show_doctor(result: dict[str, Any], console) -> None:
     """What there is, and what works."""
     from rich.text import Text
-    here = _table("this machine")
+    here = _table("this machine", "", "")
     for name, value in _machine_rows(result):
         here.add_row(name, Text(value))
     console.print(here)
-    works = _table("what works here")
+    works = _table("what works here", "", "", "")
     for check in result["checks"]:
         works.add_row(check["part"], Text("yes", "green") if check["works"] else Text("no", "red"), Text(check["remark"]))
     console.print(works)

@@ -79,14 +79,19 @@ def remove_stale_lock(folder: Path) -> bool:
     A lock is left alone while a build runs in that folder, and in its first seconds, before the build has started.
     """
     lock = folder / LOCK
-    try:
-        age_seconds = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return False
-    if age_seconds < FRESH_SECONDS or _is_building(folder):
+    if not lock.exists() or is_held(folder):
         return False
     lock.unlink(missing_ok=True)
     return True
+
+
+def is_held(folder: Path) -> bool:
+    """Whether the folder's lock is that of a compilation that runs, or may be about to; False without a lock."""
+    try:
+        age_seconds = time.time() - (folder / LOCK).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age_seconds < FRESH_SECONDS or _is_building(folder)
 
 
 def _is_building(folder: Path) -> bool:

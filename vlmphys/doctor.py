@@ -154,8 +154,10 @@ def tool(*names: str) -> str | None:
 
 
 def cpu_adam_facts(build: bool) -> dict[str, Any]:
-    """DeepSpeed's CPU optimizer: whether it suits this machine, is compiled, and a lock that stands in the way. `build` compiles it now."""
-    facts: dict[str, Any] = {"deepspeed": None, "compatible": False, "compiled": False, "lock": None, "seconds": None, "error": None}
+    """DeepSpeed's CPU optimizer: whether it suits this machine and is compiled, and a compilation's lock, which a process holds or a killed one
+    left. `build` compiles it now."""
+    facts: dict[str, Any] = {"deepspeed": None, "compatible": False, "compiled": False, "lock": None, "lock_held": False, "seconds": None,
+                             "error": None}
     if importlib.util.find_spec("deepspeed") is None or importlib.util.find_spec("torch") is None:
         return {**facts, "error": "deepspeed is not installed"}
     import torch
@@ -166,12 +168,15 @@ def cpu_adam_facts(build: bool) -> dict[str, Any]:
         from deepspeed.ops.op_builder import CPUAdamBuilder
     except (ImportError, RuntimeError, OSError) as error:
         return {**facts, "error": f"deepspeed cannot be imported ({error})"}
-    from vlmphys.compiling import announce_build, build_root
+    from vlmphys.compiling import announce_build, build_folder, build_root, is_held, remove_stale_lock
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_root()))
     builder = CPUAdamBuilder()
     facts.update(deepspeed=True, compatible=bool(builder.is_compatible(verbose=False)))
-    facts.update(compiled=bool(installed_ops.get("cpu_adam")) or bool(_built("cpu_adam.so")), lock=next(iter(_built("lock")), None))
-    if build and facts["compatible"] and not facts["lock"]:
+    facts.update(compiled=bool(installed_ops.get("cpu_adam")) or bool(_built("cpu_adam.so")), lock=next(iter(_built("lock")), None),
+                 lock_held=is_held(build_folder("cpu_adam")))
+    if build and facts["compatible"] and not facts["lock_held"]:
+        if remove_stale_lock(build_folder("cpu_adam")):
+            facts.update(lock=None)
         if not facts["compiled"]:
             announce_build("DeepSpeed's CPU Adam")
         started = time.monotonic()
@@ -307,20 +312,21 @@ def _tiny(facts: dict[str, Any]) -> Check:
 
 def _cpu_adam(facts: dict[str, Any]) -> Check:
     adam = facts["cpu_adam"]
-    if adam["lock"]:
-        return Check("CPU optimizer", False, f"a compilation is going on or was cut short, and every run waits for {adam['lock']}: "
-                                             "delete that file if no other process is at it")
+    if adam["lock_held"]:
+        return Check("CPU optimizer", True, "another process compiles it now, and every run waits until that is done, about a minute: its lock "
+                                            f"is {adam['lock']}")
     if adam["error"]:
         return Check("CPU optimizer", False, f"{adam['error']}; {NO_OFFLOAD}")
+    left = f"; a compilation that was cut short left {adam['lock']}, which the next run clears away" if adam["lock"] else ""
     if adam["compiled"]:
-        return Check("CPU optimizer", True, "DeepSpeed's cpu_adam is compiled" + (f" ({adam['seconds']} s)" if adam["seconds"] else ""))
+        return Check("CPU optimizer", True, "DeepSpeed's cpu_adam is compiled" + (f" ({adam['seconds']} s)" if adam["seconds"] else "") + left)
     if not adam["compatible"]:
         return Check("CPU optimizer", False, f"DeepSpeed says that its cpu_adam does not suit this machine; {NO_OFFLOAD}")
     lacking = [name for name, there in (("a C++ compiler (Debian: apt install g++)", facts["compiler"]),
                                         ("ninja (pip install ninja, and activate the environment)", facts["ninja"])) if not there]
     if lacking:
         return Check("CPU optimizer", False, f"not compiled, and it cannot be without {' and '.join(lacking)}; {NO_OFFLOAD}")
-    return Check("CPU optimizer", True, "not compiled yet: the first run takes about a minute more, or run vlmphys doctor --build")
+    return Check("CPU optimizer", True, "not compiled yet: the first run takes about a minute more, or run vlmphys doctor --build" + left)
 
 
 def _engines(facts: dict[str, Any]) -> list[Check]:

@@ -106,6 +106,16 @@ def test_doctor_as_json_and_as_tables(here, capsys, monkeypatch):
         assert part in out, part
 
 
+def test_doctor_prints_long_paths_whole(here, capsys, monkeypatch):
+    from vlmphys import doctor
+    lock = f"/{'deep/' * 40}cpu_adam/lock"
+    monkeypatch.setattr(doctor, "_built", lambda name: [lock] if name == "lock" else [])
+    run("doctor")
+    out = capsys.readouterr().out
+    last_cells = [line.strip("│ ").rpartition("│")[2].strip() for line in out.splitlines()]
+    assert "…" not in out and lock in "".join(last_cells)
+
+
 def test_doctor_where_something_is_missing_is_status_1(here, capsys, monkeypatch):
     from vlmphys import doctor
     monkeypatch.setattr(doctor, "tiny_facts", lambda: {"folder": "x", "missing": ["model.safetensors"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 
 import pytest
 
@@ -17,7 +18,7 @@ WHOLE = {
     "cpu": {"cores": 2, "name": "a CPU", "avx2": True, "avx512f": True, "avx512_bf16": False, "amx_bf16": False},
     "host_memory": {"total": 16 * GIB, "available": 12 * GIB}, "free_disk": 20 * GIB, "compiler": "c++ 12", "ninja": "ninja 1.11",
     "aio": {"compatible": True, "error": None}, "bitsandbytes": "0.49",
-    "cpu_adam": {"compatible": True, "compiled": False, "lock": None, "seconds": None, "error": None},
+    "cpu_adam": {"compatible": True, "compiled": False, "lock": None, "lock_held": False, "seconds": None, "error": None},
     "video": {"codecs": {"h264": True, "hevc": True, "av1": True}, "h264_encoder": "libx264",
               "readers": {"pyav": "works", "decord": "works"}},
     "tiny_base": {"folder": "tiny_base", "missing": []}}
@@ -47,12 +48,21 @@ def test_everything_works_on_a_whole_machine():
     ({"ninja": None}, "CPU optimizer", "pip install ninja"),
     ({"cpu_adam": {"compatible": False}}, "CPU optimizer", "ds_configs/zero2.json"),
     ({"cpu_adam": {"error": "deepspeed is not installed"}}, "CPU optimizer", "deepspeed is not installed"),
-    ({"cpu_adam": {"compiled": True, "lock": "/x/cpu_adam/lock"}}, "CPU optimizer", "/x/cpu_adam/lock: delete that file"),
     ({"free_disk": GIB}, "disk", "make room")])
 def test_what_is_missing_stops_the_quick_start_with_the_cure(changes, part, cure):
     found = judged(**changes)
     assert not found[part].works and cure in found[part].remark
     assert not found["quick start"].works and part in found["quick start"].remark
+
+
+def test_a_compilation_that_runs_is_told_from_one_that_was_cut_short():
+    lock = "/x/cpu_adam/lock"
+    held = judged(cpu_adam={"lock": lock, "lock_held": True})
+    assert held["CPU optimizer"].remark.startswith("another process compiles it now, and every run waits") and held["quick start"].works
+    assert held["CPU optimizer"].remark.endswith(lock)
+    for compiled in (True, False):
+        left = judged(cpu_adam={"lock": lock, "compiled": compiled})
+        assert f"left {lock}, which the next run clears away" in left["CPU optimizer"].remark and left["quick start"].works
 
 
 def test_little_memory_stops_the_quick_start():
@@ -133,7 +143,7 @@ def test_tools_versions_and_the_tiny_base():
     assert doctor.tiny_facts()["missing"] == []
 
 
-def test_a_lock_that_was_left_behind_is_found(tmp_path, monkeypatch):
+def test_a_lock_is_found_and_is_held_while_it_is_fresh(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     facts = doctor.cpu_adam_facts(build=False)
     assert facts["compatible"] and not facts["lock"] and (not facts["compiled"] or doctor.version_of("deepspeed"))
@@ -141,6 +151,9 @@ def test_a_lock_that_was_left_behind_is_found(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     (folder / "lock").write_text("")
     (folder / "cpu_adam.so").write_text("")
-    facts = doctor.cpu_adam_facts(build=True)       # with a lock nothing is built: it would wait for ever
-    assert facts["lock"] == str(folder / "lock") and facts["compiled"] and facts["seconds"] is None
+    facts = doctor.cpu_adam_facts(build=True)       # while another process compiles nothing is built
+    assert facts["lock"] == str(folder / "lock") and facts["lock_held"] and facts["compiled"] and facts["seconds"] is None
+    os.utime(folder / "lock", (0, 0))
+    facts = doctor.cpu_adam_facts(build=False)
+    assert facts["lock"] == str(folder / "lock") and not facts["lock_held"]
     json.dumps(facts)
