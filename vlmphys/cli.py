@@ -211,13 +211,21 @@ def show_plan(result: dict[str, Any], console) -> None:
     for refusal in result["refused_files"]:
         say(f"left out: {refusal}")
     if result["fits"]:
-        say("it fits as it is")
+        say(f"it fits as it is{_if_disk(result, result['as_given'])}")
         return
     say(f"it does not fit: {'; '.join(result['as_given']['shortages'])}")
     if result["fitting"]:
-        say(f"this fits: --set {result['fitting']['set']}")
+        say(f"this fits{_if_disk(result, result['fitting'])}: --set {result['fitting']['set']}")
     else:
         say(f"nothing fits; the least: --set {result['least']['set']}, and even then {'; '.join(result['least']['shortages'])}")
+
+
+def _if_disk(result: dict[str, Any], one: dict[str, Any]) -> str:
+    """The condition of what fits a machine whose disk is not known; empty where it was looked at."""
+    if result["machine"]["disk"] is not None:
+        return ""
+    need = one["disk_total"] + sum(sum(parts.values()) for parts in one["disk_elsewhere"].values())
+    return f", if {gib(need)} of disk are free"
 
 
 def _parameters(result: dict[str, Any]):

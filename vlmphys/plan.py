@@ -142,7 +142,8 @@ def machine_of(config: TrainConfig, gpu_gib: float | None = None, host_gib: floa
     host = int(host_gib * GIB) if host_gib else host_memory().available
     disk = int(disk_gib * GIB) if disk_gib else None if gpu_gib else free_disk(config.out)      # of another machine it is not known
     several = f"{machines} machines with each " if (machines or 1) > 1 else ""
-    of_host = f"{gib(host)} of host memory{'' if host_gib else ' (free here now)'}" + (f", {disk_gib:g} GiB of disk" if disk_gib else "")
+    of_host = f"{gib(host)} of host memory{'' if host_gib else ' (free here now)'}" + (
+        f", {disk_gib:g} GiB of disk" if disk_gib else ", disk: not checked, give --disk-gib" if disk is None else "")
     described, card, size, count = f"no GPU, {of_host}", None, None, 0
     if gpu_gib:
         count, size = gpus or 1, int(gpu_gib * GIB)

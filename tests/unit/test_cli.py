@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -36,6 +37,19 @@ def test_plan_as_tables(here, capsys, tiny_model_folder, packed_folder):
     for part in ("published, with both towers", "LoRA", "each card", "host memory", "disk", "backward pass", "zero2_offload",
                  "of 24.00 GiB", "steps: 10, 32 clips each", "time: not known", "it fits as it is"):
         assert part in out, part
+
+
+def test_what_fits_a_machine_of_unknown_disk_says_so(here, capsys, tiny_model_folder, packed_folder):
+    """As `tune=full` on a card that is too small for it: a JSON that moves all to a disk is no answer where the disk is too small."""
+    arguments = ("plan", "--data", packed_folder, "--host-gib", 16, "--set", f"model={tiny_model_folder}", "deepspeed=ds_configs/zero2.json")
+    for enough, status, said in ((8, 0, "it fits as it is"), (1.3, 1, "this fits")):
+        assert run(*arguments, "--gpu-gib", enough) == status
+        out = capsys.readouterr().out
+        assert "of host memory, disk: not checked, give --disk-gib" in out
+        assert re.search(said + r", if [0-9.]+ .iB of disk are free", out)
+        assert run(*arguments, "--gpu-gib", enough, "--disk-gib", 100) == status
+        out = capsys.readouterr().out
+        assert said in out and "not checked" not in out and "of disk are free" not in out
 
 
 def test_plan_of_several_machines_as_tables(here, capsys, tiny_model_folder, packed_folder):
