@@ -6,13 +6,18 @@ Shape suffixes: B clips, T frames, H W pixels, C channels, V video tokens, D hid
 from __future__ import annotations
 
 import json
+import ssl
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
+from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, VideoLlavaForConditionalGeneration
 from transformers.utils import logging as hub_logging
@@ -27,6 +32,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PREPROCESSOR = "preprocessor_config.json"
 # Files of a Hugging Face folder that say how pictures and texts go in; a run folder holds the first of these, which gives mean and deviation.
 PROCESSOR_FILES = (PREPROCESSOR, "processor_config.json", "video_preprocessor_config.json")
+HUB_TIMEOUT_SECONDS = 5
 COPY_AGAIN = "copy or download the whole folder again"
 # Module names that `tune: qlora` leaves in the run's precision; what is left are the linear layers of the language model's blocks.
 NOT_QUANTISED = ("lm_head", "model.video_tower", "model.image_tower", "model.multi_modal_projector")
@@ -62,11 +68,33 @@ def resolve_source(model: str) -> str:
     return model
 
 
+@cache
+def hub_answers() -> bool:
+    """Whether the hub can be asked, tried once in a process. The hub's own library tries each file six times before it looks into its cache,
+    which without a connection takes half a minute."""
+    if hub.HF_HUB_OFFLINE:
+        return False
+    try:
+        urlopen(Request(hub.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT_SECONDS).close()
+    except HTTPError:
+        return True         # it said something
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)   # it is there; what certificates are needed its own library knows better
+    except OSError:
+        return False
+    return True
+
+
+def _from_cache(source: str) -> dict[str, bool]:
+    """What tells `from_pretrained` to look for a hub id in the cache alone; nothing for a folder, and where the hub answers."""
+    return {} if Path(source).is_dir() or hub_answers() else {"local_files_only": True}
+
+
 def load_config(model: str):
     """The `VideoLlavaConfig` of a model; ValueError where the model is of another kind or cannot be reached."""
     source = resolve_source(model)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_from_cache(source))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r}: its config cannot be read ({str(error).splitlines()[0]}){_or_a_folder(source)}") from error
     if config.model_type != "video_llava":
@@ -77,7 +105,8 @@ def load_config(model: str):
 def _or_a_folder(source: str) -> str:
     """What to do where a hub id cannot be read; nothing for a folder."""
     return "" if Path(source).is_dir() else ("; for a model of the hub a connection or an earlier download is needed: else give a folder that "
-                                             "holds it, with --model DIR (vlmphys plan, a config: --set model=DIR)")
+                                             "holds it, with --model DIR (vlmphys plan, a config: --set model=DIR). vlmphys plan needs its "
+                                             "config.json alone: a command of ds_configs/README.md writes that of Video-LLaVA-7B")
 
 
 def load_tokenizer(model: str):
@@ -85,7 +114,7 @@ def load_tokenizer(model: str):
     load_config(model)  # first: a folder of another kind is told by its kind, not by its tokenizer
     source = resolve_source(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, **_from_cache(source))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r}: its tokenizer cannot be read ({str(error).splitlines()[0]}){_or_a_folder(source)}") from error
     if not tokenizer.is_fast:
@@ -169,7 +198,7 @@ def load_model(model: str, dtype: torch.dtype = torch.float32,
             # Weights of another shape are refused below, by name; left to transformers they are a RuntimeError, as many other things are.
             network, info = VideoLlavaForConditionalGeneration.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
-                **(four_bits(dtype, four_bit_on) if four_bit_on else {}))
+                **(four_bits(dtype, four_bit_on) if four_bit_on else {}), **_from_cache(source))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model {model!r}: its weights cannot be read from {source} ({(str(error).splitlines() or [type(error).__name__])[0]}); "
                          f"{COPY_AGAIN}") from error

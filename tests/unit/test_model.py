@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import ssl
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -145,12 +147,40 @@ def test_a_preprocessor_file_that_is_no_json_is_named(folder):
 
 
 def test_a_hub_id_that_cannot_be_reached_leads_to_a_folder(folder, monkeypatch):
-    with pytest.raises(ValueError, match="cannot be read .*a connection or an earlier download is needed: .* --model DIR .*--set model=DIR"):
+    with pytest.raises(ValueError, match="cannot be read .*a connection or an earlier download is needed: .* --model DIR "
+                                         ".*--set model=DIR.*ds_configs/README.md"):
         model.load_config("no-one-here/no-such-model")
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read") as caught:
         model.load_config(str(folder))
     assert "--model DIR" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("failure", "answers"), [
+    (URLError(OSError("Name or service not known")), False), (TimeoutError(), False), (URLError(ssl.SSLError()), True),
+    (HTTPError("x", 404, "no", None, None), True)])
+def test_without_a_connection_the_cache_alone_is_asked_once(monkeypatch, failure, answers):
+    def refuse(request, timeout):
+        asked.append(timeout)
+        raise failure
+
+    def refuse_config(source, **more):
+        given.append(more)
+        raise OSError("not in the cache")
+
+    asked, given = [], []
+    monkeypatch.setattr(model.hub, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model, "urlopen", refuse)
+    monkeypatch.setattr(model.AutoConfig, "from_pretrained", refuse_config)
+    model.hub_answers.cache_clear()
+    try:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="not in the cache"):
+                model.load_config("no-one-here/no-such-model")
+    finally:
+        model.hub_answers.cache_clear()
+    assert asked == [model.HUB_TIMEOUT_SECONDS]
+    assert [more.get("local_files_only", False) for more in given] == [not answers] * 2
 
 
 def test_a_folder_of_another_kind_is_told_by_its_kind(tmp_path):
