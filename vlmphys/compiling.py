@@ -1,4 +1,4 @@
-"""DeepSpeed's ops are compiled at their first use on a machine; here that is announced, refused clearly, and freed of stale locks.
+"""DeepSpeed's ops are compiled at their first use in an environment; here that is announced, refused clearly, and freed of stale locks.
 
 torch's extension loader makes a file `lock` in the build folder and removes it at the end; after a `kill -9` or a power cut it stays, and
 all that need the extension wait for it without a word (torch/utils/file_baton.py). And what one virtual environment has compiled is
@@ -22,7 +22,7 @@ FRESH_SECONDS = 10.0
 
 
 def load_op(builder: Any, what: str, announce: bool, cure: str) -> None:
-    """Compile and load an op by DeepSpeed's `builder`, about a minute at its first use on a machine. `what` and `cure` are for messages.
+    """Compile and load an op by DeepSpeed's `builder`, about a minute at its first use in an environment (.venv). `what` and `cure` are for messages.
 
     Raises ValueError where it cannot be built or loaded.
     """
@@ -42,7 +42,7 @@ def load_op(builder: Any, what: str, announce: bool, cure: str) -> None:
 
 def announce_build(what: str) -> None:
     """The line before a wait in which nothing else is printed. On stderr, since what a command prints on stdout may be JSON."""
-    print(f"building {what} (once on this machine, about a minute)", file=sys.stderr, flush=True)
+    print(f"building {what} (once in each environment (.venv), about a minute)", file=sys.stderr, flush=True)
 
 
 def build_root() -> Path:

@@ -67,7 +67,7 @@ def test_the_wait_for_a_build_is_announced_before_it_begins(built, announce, sai
     builder = SimpleNamespace(name="an_op", load=lambda verbose: seen.append(capsys.readouterr()))
     load_op(builder, "DeepSpeed's op", announce, "cure")
     (before,) = seen
-    assert before.err.count("building DeepSpeed's op (once on this machine, about a minute)\n") == said and before.out == ""
+    assert before.err.count("building DeepSpeed's op (once in each environment (.venv), about a minute)\n") == said and before.out == ""
 
 
 def test_another_environment_compiles_elsewhere(tmp_path, monkeypatch):
