@@ -160,6 +160,9 @@ class PredictionWriter:
     def _check_row(self, row: dict, number: int, explain: Explain) -> None:
         where = f"{self.path}:{number}"
         for key, wanted in asdict(self.identity).items():
+            if row.get(key) != wanted and key == "data_fingerprint":
+                raise ValueError(f"{where} was predicted from another data folder, or from other data in the same folder: give the data that the "
+                                 f"file was begun with, another --out, or delete {self.path} to predict again")
             if row.get(key) != wanted:
                 raise ValueError(f"{where} was predicted with {key} {row.get(key)!r}, this run has {wanted!r}: "
                                  f"give another --out, or delete {self.path} to predict again")
