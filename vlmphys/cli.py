@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor", help="what this machine has, and what of vlmphys works on it",
         description="Exit status 0: bash launch/quickstart.sh would work; 1: it would not, and the table says why.")
-    doctor.add_argument("--build", action="store_true", help="also compile DeepSpeed's CPU optimizer, once in each environment (.venv), about a minute")
+    doctor.add_argument("--build", action="store_true", help="also compile DeepSpeed's CPU optimizer, once in each environment (.venv), about a "
+                                                            "minute")
     export = commands.add_parser(
         "export", help="a finished run as a plain Hugging Face folder with a model card",
         description="Writes a new folder that VideoLlavaForConditionalGeneration.from_pretrained loads. Exit status 0: written; 2: it was "

@@ -326,7 +326,8 @@ def _cpu_adam(facts: dict[str, Any]) -> Check:
                                         ("ninja (pip install ninja, and activate the environment)", facts["ninja"])) if not there]
     if lacking:
         return Check("CPU optimizer", False, f"not compiled, and it cannot be without {' and '.join(lacking)}; {NO_OFFLOAD}")
-    return Check("CPU optimizer", True, "not compiled yet in this environment: its first run takes about a minute more, or run vlmphys doctor --build" + left)
+    return Check("CPU optimizer", True, "not compiled yet in this environment: its first run takes about a minute more, or run vlmphys doctor "
+                                        "--build" + left)
 
 
 def _engines(facts: dict[str, Any]) -> list[Check]:

@@ -240,11 +240,13 @@ def _split_warnings(predictions: Predictions, split: SplitFile, quarantined: Col
     if unknown := sides.get(None):
         found.append(f"{_many(len(unknown), 'clip', 'are')} not in the split (first {unknown[0]})")
     if Split.TEST in sides:
-        predicted = set(predictions.clip_ids)
-        if absent := {clip_id for clip_id, side in split.clips.items() if side is Split.TEST and clip_id not in predicted}:
-            bad = len(absent.intersection(quarantined))
-            found.append(f"{_many(len(absent), 'test clip', 'have')} no prediction"
-                         + (f", {bad} of them because the video is in quarantine" if bad else ""))
+        tests, predicted = [clip_id for clip_id, side in split.clips.items() if side is Split.TEST], set(predictions.clip_ids)
+        absent = set(tests) - predicted
+        if bad := sorted(absent.intersection(quarantined)):
+            found.append(f"{len(bad)} of {len(tests)} test clips could not be read and {'is' if len(bad) == 1 else 'are'} not scored (first "
+                         f"{bad[0]}; frames/quarantine.jsonl of the packed data says why)")
+        if lacking := len(absent) - len(bad):
+            found.append(f"{_many(lacking, 'test clip', 'have')} no prediction")
     return found
 
 

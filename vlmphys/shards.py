@@ -340,6 +340,10 @@ class Packed:
             raise ValueError(f"{self.folder} holds no clip of the train split: check its split.json and frames/quarantine.jsonl")
         return clips
 
+    def unread(self, split: Split | str) -> list[str]:
+        """Sorted ids of the clips on one side that could not be read: the split names them, and they are not packed."""
+        return sorted(set(self.split.clip_ids(split)).difference(self.frames.clip_ids))
+
     def quarantined(self) -> list[dict]:
         """The clips that could not be decoded: {clip_id, path, reason}. Raises ValueError where the list cannot be read."""
         path = self.frames.folder / QUARANTINE

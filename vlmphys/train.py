@@ -25,8 +25,8 @@ from vlmphys.loss import DialogueLoss, statistics_of, supervised_by_turn, turn_w
 from vlmphys.model import ModelFacts, load_model, read_facts
 from vlmphys.out_of_memory import OTHER_SHARDING, enough_memory, smaller_batch, smaller_validation
 from vlmphys.plan import check_fits
-from vlmphys.records import MAX_TURNS, Variant, stable_int
-from vlmphys.shards import Packed, open_packed
+from vlmphys.records import MAX_TURNS, Split, Variant, stable_int
+from vlmphys.shards import QUARANTINE, Packed, open_packed
 from vlmphys.signals import StopRequests, Stopped
 from vlmphys.timing import Gauges, StepClock
 from vlmphys.tracking import StepFigures, Tracker, say
@@ -148,8 +148,10 @@ def run_steps(job: Job, console: Console) -> int:
     config, world = job.config, job.world
     first_step, window = resume_from_newest(job, console)
     done = first_step
-    say(console, f"{len(job.order.clip_ids)} clips, {job.order.global_batch} a step, {done} of {job.total_steps} steps done, into {config.out}, "
-                  f"engine {config.engine} on {world.size} rank(s), {world.device}, {'bf16' if config.bf16 else 'fp32'}")
+    unread = job.packed.unread(Split.TRAIN)
+    lost = f" ({len(unread)} more could not be read: {job.packed.frames.folder}/{QUARANTINE})" if unread else ""
+    say(console, f"{len(job.order.clip_ids)} clips{lost}, {job.order.global_batch} a step, {done} of {job.total_steps} steps done, "
+                 f"into {config.out}, engine {config.engine} on {world.size} rank(s), {world.device}, {'bf16' if config.bf16 else 'fp32'}")
     validator = Validator(config, job.packed, job.facts, world, first_step, job.total_steps, job.order.steps_per_epoch)
     with ExitStack() as held:
         tracker = None

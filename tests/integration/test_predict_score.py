@@ -309,7 +309,9 @@ def test_score_takes_labels_and_the_quarantine_from_the_packed_data(monkeypatch,
     assert call(monkeypatch, repository, "score", "--predictions", bare, "--data", packed, "--out", tmp_path / "out") == 0
     scores = json.loads((tmp_path / "out/scores.json").read_text())
     assert scores["n"] == TEST_CLIPS - 1 and scores["n_anomalous"] == sum(row["label"] for row in rows[1:])
-    assert "2 test clips have no prediction, 1 of them because the video is in quarantine" in scores["warnings"]
+    said = f"1 of {TEST_CLIPS + 1} test clips could not be read and is not scored (first fan/test/stuck/broken; "
+    assert any(warning.startswith(said) for warning in scores["warnings"]) and "1 test clip has no prediction" in scores["warnings"]
+    assert said in (tmp_path / "out/table.md").read_text() and said in (tmp_path / "out/report.html").read_text()
 
 
 def test_score_reads_a_bare_csv_and_labels_from_elsewhere(repository, tmp_path):

@@ -96,6 +96,18 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, repository):
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_train_clips_that_could_not_be_read_are_counted_at_the_start(repository, packed_folder, tiny_model_folder, tmp_path):
+    packed = tmp_path / "packed"
+    shutil.copytree(packed_folder, packed)
+    split = json.loads((packed / "split.json").read_text())
+    split["clips"]["fan/train/broken"] = "train"
+    (packed / "split.json").write_text(json.dumps(split))
+    done = run(repository, command(packed, tiny_model_folder, tmp_path / "run", "max_steps=1"))
+    assert done.returncode == 0, done.stderr
+    said = " ".join((done.stdout + done.stderr).split())
+    assert f"20 clips (1 more could not be read: {packed}/frames/quarantine.jsonl), " in said, said
+
+
 def test_lora_writes_an_adapter_that_merges(repository, packed_folder, tiny_model_folder, tmp_path):
     settings = ["tune=lora", "lora_r=4", "lora_alpha=8", "max_steps=3", "learning_rate=1e-2", "gradient_checkpointing=true", "bf16=true",
                 "per_device_train_batch_size=1", "gradient_accumulation_steps=8", "deepspeed=ds_configs/single_4090.json"]

@@ -184,7 +184,8 @@ def test_test_clips_without_prediction_say_how_many_are_in_quarantine(tmp_path):
     sides = {row["clip_id"]: Split.TEST for row in rows} | {f"fan/test/stuck/bad{number}": Split.TEST for number in range(3)}
     scores = scored(tmp_path / "p.jsonl", split=SimpleNamespace(protocol="weak", sha256="abc", clips=sides),
                     quarantined=["fan/test/stuck/bad1", "fan/test/stuck/bad2", "gear/train/0"])
-    assert scores["warnings"] == ["3 test clips have no prediction, 2 of them because the video is in quarantine"]
+    assert scores["warnings"] == [f"2 of {len(sides)} test clips could not be read and are not scored (first fan/test/stuck/bad1; "
+                                  "frames/quarantine.jsonl of the packed data says why)", "1 test clip has no prediction"]
 
 
 def test_runs_that_contradict_each_other_on_a_label_are_refused(tmp_path):
