@@ -24,7 +24,7 @@ from vlmphys.records import sha256_text
 from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tokenizer
 
 NUMBER_QUESTIONS = ("trace", "steps", "fastest", "far", "end")
-CHECK_CLIPS = 320
+CHECK_CLIPS = 660
 SNAPSHOT_STEPS = 1500
 
 
@@ -39,14 +39,14 @@ class BuildConfig:
     vision_layers: int = 5
     text_hidden: int = 128
     text_layers: int = 4
-    vocab_size: int = 1200
-    tower_clips: int = 16000
+    vocab_size: int = 2000
+    tower_clips: int = 26000
     tower_sound_share: float = 0.5
-    tower_steps: int = 3000
+    tower_steps: int = 4500
     tower_batch: int = 128
-    language_clips: int = 24000
+    language_clips: int = 40000
     language_sound_share: float = 0.35
-    language_steps: int = 6000
+    language_steps: int = 9000
     language_batch: int = 8
     tower_rate: float = 1.5e-3
     language_rate: float = 1.2e-3
