@@ -244,9 +244,9 @@ def drop_image_tower(network: VideoLlavaForConditionalGeneration) -> VideoLlavaF
 
 def normalise_frames(frames_BTHWC: torch.Tensor, mean, std, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 frames to the model's input, B x T x C x H x W: / 255, minus mean, over standard deviation."""
-    pixels = frames_BTHWC.permute(0, 1, 4, 2, 3).to(dtype=torch.float32)
+    pixels = frames_BTHWC.permute(0, 1, 4, 2, 3).to(dtype=torch.float32, copy=True)
     mean_C, std_C = (torch.as_tensor(np.asarray(values, dtype=np.float32), device=pixels.device).view(1, 1, 3, 1, 1) for values in (mean, std))
-    return ((pixels / 255.0 - mean_C) / std_C).to(dtype)
+    return pixels.div_(255.0).sub_(mean_C).div_(std_C).to(dtype)   # in place: `pixels` is a copy, whatever type the frames have
 
 
 def video_features(network: VideoLlavaForConditionalGeneration, pixels_BTCHW: torch.Tensor) -> torch.Tensor:
