@@ -8,11 +8,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<EOF
-usage: bash launch/single_4090.sh --videos DIR --model MODEL [--variant multi_turn] [--tune lora|full|qlora] [--out runs/single_4090]
-                                  [--per-anomaly N] [--priors DIR] [--set key=value]...
-  --videos DIR      clips in the Phys-AD layout: <category>/train/*.mp4, <category>/test/<state>/*.mp4
+usage: bash launch/single_4090.sh --videos DIR|LIST --model MODEL [--variant multi_turn] [--tune lora|full|qlora]
+                                  [--protocol weak|given] [--per-anomaly N] [--priors DIR] [--set key=value]... [--out runs/single_4090]
+  --videos DIR      clips in the Phys-AD layout: <category>/train/*.mp4, <category>/test/<state>/*.mp4, or a list of clips: csv, jsonl, json
   --model MODEL     a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'
-  --per-anomaly N   anomalous clips of each class that go from test to train   [the published number of each class]
+  --protocol NAME   weak: some anomalous clips of each class go from test to train [this]; given: the list's own column 'split'
+  --per-anomaly N   weak: so many of each class                         [the published number of each class]
   --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
   --tune MODE       lora: adapters [this]; full: q, k, v and FFN themselves, for which a 7B model needs more than 128 GiB of host memory;
                     qlora: adapters on a 4-bit model, CUDA only
@@ -23,21 +24,24 @@ Relative paths start at the root of the repository. A second run skips what is d
 EOF
 }
 
-videos="" model="" variant=multi_turn tune=lora out=runs/single_4090 per_anomaly="" priors="" settings=()
+videos="" model="" variant=multi_turn tune=lora out=runs/single_4090 protocol=weak per_anomaly="" priors="" settings=()
 while [ $# -gt 0 ]; do
     case "$1" in
         -h|--help) usage; exit 0 ;;
-        --videos|--model|--variant|--tune|--out|--per-anomaly|--priors|--set)
+        --videos|--model|--variant|--tune|--out|--protocol|--per-anomaly|--priors|--set)
             [ $# -ge 2 ] || fail "$1 needs a value"
             case "$1" in
                 --videos) videos="$2" ;; --model) model="$2" ;; --variant) variant="$2" ;; --tune) tune="$2" ;;
-                --out) out="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;; --set) settings+=("$2") ;;
+                --out) out="$2" ;; --protocol) protocol="$2" ;; --per-anomaly) per_anomaly="$2" ;; --priors) priors="$2" ;;
+                --set) settings+=("$2") ;;
             esac; shift 2 ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
 done
 [ -n "$videos" ] && [ -n "$model" ] || { usage >&2; fail "--videos and --model are needed"; }
-[ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
+[ -e "$videos" ] || fail "--videos '$videos' is not there: give a folder in the layout <category>/{train,test/<state>}/*.mp4, or a list of clips"
+case "$protocol" in weak|given) ;; *) fail "unknown --protocol '$protocol': allowed are weak, given" ;; esac
+[ "$protocol" = weak ] || [ -z "$per_anomaly" ] || fail "--per-anomaly belongs to --protocol weak, not to '$protocol'"
 check_variants "$variant"
 [ -z "$per_anomaly" ] || check_number --per-anomaly "$per_anomaly" 1
 check_priors "$priors"
@@ -69,13 +73,15 @@ else
     ensure_environment
 fi
 check_settings "$recipe" "model=$model" "variant=$variant" "tune=$tune" ${batch[@]:+"${batch[@]}"} ${settings[@]:+"${settings[@]}"}
-claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune per-anomaly=${per_anomaly:-published}"\
+shares="per-anomaly=${per_anomaly:-published}"
+[ "$protocol" = weak ] || shares="protocol=$protocol"
+claim_out "$out" "videos=$videos model=$model variant=$variant tune=$tune $shares"\
 " priors=${priors:-builtin} set=${settings[*]:-}"
 marks="$out/done"
 list_videos "$videos" "$out/videos.list"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 stage "$marks/split" "splitting" "$out/videos.list" \
-    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol weak ${per_anomaly:+--per-anomaly "$per_anomaly"}
+    python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol "$protocol" ${per_anomaly:+--per-anomaly "$per_anomaly"}
 stage "$marks/pack" "packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" \
     ${priors:+--priors "$priors"}

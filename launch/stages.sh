@@ -45,8 +45,20 @@ show_results() {  # show_results FOLDER, after the scoring: its table, where no 
     echo "curves: tensorboard --logdir $1"
 }
 
-list_videos() {  # list_videos FOLDER FILE: names, sizes and times, so that a clip that comes, goes or changes is noticed; links are followed
-    find -L "$1" -type f -printf '%P %s %T@\n' | sort > "$2"
+list_videos() {  # list_videos FOLDER_OR_LIST FILE: names, sizes and times, so that a clip that comes, goes or changes is noticed; links are followed
+    if [ -d "$1" ]; then
+        find -L "$1" -type f -printf '%P %s %T@\n' | sort > "$2"
+        return
+    fi
+    python -c 'import os, sys
+from vlmphys.clip_lists import find_clips
+try:
+    clips = find_clips(sys.argv[1])
+except ValueError as error:
+    sys.exit(f"error: {error}")
+for clip in clips:
+    found = os.stat(clip.path) if clip.path.exists() else None
+    print(clip, found and (found.st_size, found.st_mtime))' "$1" > "$2" || { unclaim_out; exit 2; }
 }
 
 clip_categories() {  # clip_categories FOLDER: the names of its folders that hold a clip, a line each; a folder of notes is none

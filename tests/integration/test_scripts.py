@@ -41,7 +41,9 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
     ("quickstart", ["--seed"], "--seed needs a value"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--tune", "all"], "unknown --tune 'all'"),
     ("single_4090", [], "--videos and --model are needed"),
-    ("single_4090", ["--videos", "no/such/folder", "--model", "tiny"], "--videos 'no/such/folder' is no folder"),
+    ("single_4090", ["--videos", "no/such/folder", "--model", "tiny"], "--videos 'no/such/folder' is not there"),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--protocol", "kfold"], "unknown --protocol 'kfold'"),
+    ("single_4090", ["--videos", "tests", "--model", "tiny", "--protocol", "given", "--per-anomaly", "2"], "--per-anomaly belongs to --protocol weak"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--variant", "none"], "unknown variant 'none'"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--tune", "qlora"], "--tune qlora needs a CUDA GPU"),
     *(("single_4090", ["--videos", "tests", "--model", "tiny", "--set", f"{key}=x"], f"--set {key}=x: use --{key}")
@@ -194,6 +196,24 @@ def test_a_clip_that_comes_repeats_the_stages(repository, tmp_path):
             (tmp_path / "videos" / "new.mp4").touch()
         assert stages(repository, tmp_path, run).returncode == 0
         assert len((tmp_path / "log").read_text().split()) == expected
+
+
+def test_a_listed_clip_that_changes_repeats_the_stages(repository, tmp_path):
+    run = f"""
+    python() {{ PYTHONPATH="{repository}" "{sys.executable}" "$@"; }}
+    list_videos "$T/clips.csv" "$T/videos.list"
+    stage "$T/done/a" "first" "$T/videos.list" bash -c "echo a >> $T/log"
+    """
+    (tmp_path / "one.mp4").touch()
+    (tmp_path / "clips.csv").write_text("path,category,state\none.mp4,fan,stuck\n")
+    for expected in (1, 1, 2):
+        if expected == 2:
+            (tmp_path / "one.mp4").write_text("another recording")
+        assert stages(repository, tmp_path, run).returncode == 0
+        assert len((tmp_path / "log").read_text().split()) == expected
+    (tmp_path / "clips.csv").write_text("path,category,condition\none.mp4,fan,stuck\n")
+    refused = stages(repository, tmp_path, run)
+    assert refused.returncode == 2 and "error: " in refused.stderr and "line 2: 'one.mp4' has neither" in refused.stderr
 
 
 def test_predictions_older_than_the_model_are_made_anew(repository, tmp_path):
