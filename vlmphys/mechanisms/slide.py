@@ -10,6 +10,8 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 120
 ANOMALIES = ("ball_drop", "derailment", "jam")
+VISIBLE_IN_ONE_FRAME = {"ball_drop": "the ball is out of its cup",
+                        "derailment": "the carriage lies tilted beside the rail"}
 PARTS = (Part("carriage", "carriage", 0.0, 1.0), Part("tilt", "tilt", 0.0, 0.6), Part("ball", "ball_fall", 0.0, 1.0))
 
 
