@@ -3,7 +3,8 @@
     python tests/bench/leak_audit.py --videos videos --json leaks.json
 
 Works on any folder in the layout, Phys-AD's own too. Each figure is an out-of-fold AUROC (vlmphys/probing.py): .5 says that the cue knows
-nothing. Normal clips are those of train and of test/anomaly_free. Clips that cannot be read are listed and left out.
+nothing. Normal clips are those of train and of test/anomaly_free. Clips that cannot be read are listed and left out. Faults that one frame
+shows by nature are named by their mechanism (VISIBLE_IN_ONE_FRAME in vlmphys/mechanisms); a category is judged by the others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rich.table import Table
 from vlmphys.cues import CUES, FILE_CUES, MOTION_CUES, STILL_CUES, ClipCues, measure_clip
 from vlmphys.files import check_target, json_bytes, write_atomic, writing
 from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
+from vlmphys.mechanisms import visible_in_one_frame
 from vlmphys.probing import Separation, chance_error, linear_probe, out_of_fold_auroc
 from vlmphys.splits import of_categories
 from vlmphys.workers import Lost, run_in_order
@@ -58,7 +60,8 @@ def separations(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict
 
 
 def audit(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict[str, dict]:
-    """By category: counts, the cues' AUROCs (None with a reason where a class is missing), and the same for each anomaly folder alone."""
+    """By category: counts, the cues' AUROCs (None with a reason where a class is missing), and the same for each anomaly folder alone and for the
+    faults of motion together, which one frame does not show by nature (None where there are none)."""
     read = [clip for clip in clips if clip.clip_id in cues]
     categories = sorted({clip.category for clip in read})
     result = {}
@@ -70,6 +73,11 @@ def audit(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict[str, 
             row = _row(own, cues, seed)
             row["anomalies"] = {state: _row([clip for clip in own if clip.state in (state, NORMAL_STATE)], cues, seed)
                                 for state in sorted(counts) if state != NORMAL_STATE}
+            seen = {state: reason for state, reason in visible_in_one_frame(category).items() if state in counts}
+            of_motion = [clip for clip in own if clip.state not in seen]
+            row["visible"] = seen
+            row["motion"] = {key: row[key] for key in ("normal", "anomalous", "chance_error", "reason", "auroc")} if not seen else \
+                _row(of_motion, cues, seed) if any(clip.label for clip in of_motion) else None
             result[category] = row
     return result
 
@@ -84,18 +92,23 @@ def _row(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict:
 
 
 def conclusions(result: dict[str, dict]) -> dict[str, list]:
-    """What is above the limits: categories a shortcut solves, faults a still shows, cues whose mean is too high (shortcuts, motion cues)."""
-    solved = [(category, cue, row["auroc"][cue]) for category, row in result.items() for cue in SHORTCUTS if (row["auroc"][cue] or 0) > SOLVED]
+    """What is above the limits: categories whose faults of motion a shortcut solves, such faults that a still shows, cues whose mean is too high
+    (shortcuts, motion cues); and the faults that one frame shows by nature, with the still that shows them best."""
+    solved = [(category, cue, row["motion"]["auroc"][cue]) for category, row in result.items() if row["motion"] for cue in SHORTCUTS
+              if (row["motion"]["auroc"][cue] or 0) > SOLVED]
     stills = [(f"{category}/{state}", cue, row["auroc"][cue]) for category, entry in result.items() for state, row in entry["anomalies"].items()
-              for cue in STILL_CUES if (row["auroc"][cue] or 0) > SOLVED]
+              for cue in STILL_CUES if state not in entry["visible"] and (row["auroc"][cue] or 0) > SOLVED]
+    visible = [(f"{category}/{state}", entry["visible"][state], *max(((cue, row["auroc"][cue] or 0.0) for cue in STILL_CUES), key=lambda one: one[1]))
+               for category, entry in result.items() for state, row in entry["anomalies"].items() if state in entry["visible"]]
     means = [(cue, value) for cue, value in cue_means(result).items() if value > MEAN_LIMIT]
-    return {"solved": solved, "stills": stills, "means": [pair for pair in means if pair[0] in SHORTCUTS],
+    return {"solved": solved, "stills": stills, "visible": visible, "means": [pair for pair in means if pair[0] in SHORTCUTS],
             "motion_means": [pair for pair in means if pair[0] in MOTION_CUES]}
 
 
-def cue_means(result: dict[str, dict]) -> dict[str, float]:
-    """The mean of each cue over the categories that have both classes; nothing where there is none."""
-    rows = [row["auroc"] for row in result.values() if not row["reason"]]
+def cue_means(result: dict[str, dict], of_motion: bool = False) -> dict[str, float]:
+    """The mean of each cue over the categories that have both classes, of all faults or of those `of_motion`; nothing where there is none."""
+    chosen = [row["motion"] if of_motion else row for row in result.values()]
+    rows = [row["auroc"] for row in chosen if row and not row["reason"]]
     return {cue: statistics.fmean(row[cue] for row in rows) for cue in CUES} if rows else {}
 
 
@@ -107,11 +120,15 @@ def show(result: dict[str, dict], console: Console) -> None:
             console.print(f"{category}: no figure, {row['reason']}", markup=False, soft_wrap=True)
             continue
         categories.add_row(category, *_cells(row), end_section=category == list(result)[-1])
+        if row["visible"] and row["motion"] and not row["motion"]["reason"]:
+            categories.add_row("  faults of motion", *_cells(row["motion"]), end_section=category == list(result)[-1])
     means = cue_means(result)
     if not means:
         console.print("no category has two clips of each class: nothing to separate", soft_wrap=True)
         return
     categories.add_row("mean", "", "", *(_figure(means[cue], MEAN_LIMIT) for cue in CUES))
+    if motion_means := cue_means(result, of_motion=True):
+        categories.add_row("mean, faults of motion", "", "", *(_figure(motion_means[cue], MEAN_LIMIT) for cue in CUES))
     console.print(categories)
     folders = _table("category/anomaly")
     for category, entry in result.items():
@@ -139,13 +156,17 @@ def _figure(value: float, limit: float) -> str:
 
 
 def _show_conclusions(found: dict[str, list], console: Console) -> None:
-    listed = {"solved": f"categories that a shortcut solves (above {SOLVED:.2f})",
-              "stills": f"faults that one still shows (above {SOLVED:.2f}): rightly so where a part is gone, broken or spilt",
+    listed = {"solved": f"categories whose faults of motion a shortcut solves (above {SOLVED:.2f})",
+              "stills": f"faults of motion that one still shows (above {SOLVED:.2f})",
               "means": f"shortcuts whose mean over categories is above {MEAN_LIMIT:.2f}",
               "motion_means": f"motion cues whose mean over categories is above {MEAN_LIMIT:.2f} (no shortcuts, the amount of motion)"}
     for key, title in listed.items():
         entries = "; ".join(f"{entry[0]} {entry[-1]:.2f}" if len(entry) == 2 else f"{entry[0]} by {entry[1]} {entry[2]:.2f}" for entry in found[key])
         console.print(f"{title}: {entries or 'none'}", markup=False, highlight=False, soft_wrap=True)
+    if found["visible"]:
+        console.print("faults that one frame shows by nature, and the still that shows them best:", highlight=False, soft_wrap=True)
+    for folder, reason, cue, area in found["visible"]:
+        console.print(f"  {folder}: {reason} ({cue} {area:.2f})", markup=False, highlight=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -178,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
     show(result, console)
     if options.json is not None:
         written = {"seed": options.seed, "unreadable": unreadable, "categories": result, "means": cue_means(result),
-                   "above_limits": conclusions(result)}
+                   "means_of_motion": cue_means(result, of_motion=True), "above_limits": conclusions(result)}
         try:
             with writing("--json", options.json, "file"):
                 write_atomic(options.json, json_bytes(written))

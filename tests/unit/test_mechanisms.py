@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmphys.mechanisms import known_mechanisms, load_mechanism
+from vlmphys.mechanisms import known_mechanisms, load_mechanism, visible_in_one_frame
 from vlmphys.mechanisms.clips import simulate_clip
 from vlmphys.mechanisms.physics import (FPS, driven, eased, free_fall, motor_speed, per_frame, rotor, seized, strokes, there_and_back,
                                         times)
@@ -68,11 +68,25 @@ def still_share(values: np.ndarray, fastest: float | None = None) -> float:
     return float((steps <= 0.05 * (np.quantile(steps, 0.9) if fastest is None else fastest)).mean())
 
 
-def test_the_same_seed_gives_the_same_pixels_and_another_seed_does_not():
-    mechanism = load_mechanism("fan")
-    first, again, other = (np.stack(list(simulate_clip(mechanism, "fan", "uneven", seed).frames(64, np.arange(0, 180, 30)))) for seed in (7, 7, 8))
+@pytest.mark.parametrize("category", list(ISSUE_CATEGORIES))
+def test_the_same_seed_gives_the_same_pixels_and_another_seed_does_not(category):
+    mechanism, state = load_mechanism(category), ISSUE_CATEGORIES[category][0]
+    frames = np.linspace(0, mechanism.FRAMES - 1, 4).astype(int)
+    first, again, other = (np.stack(list(simulate_clip(mechanism, category, state, seed).frames(64, frames))) for seed in (7, 7, 8))
     assert (first == again).all()
-    assert (first != other).mean() > 0.5
+    assert all((one != two).mean() > 0.5 for one, two in zip(first, other))
+
+
+def test_faults_that_one_frame_shows_have_reasons_and_the_docstrings_name_them():
+    named = {category: visible_in_one_frame(category) for category in ISSUE_CATEGORIES}
+    assert named["fan"] == {} == visible_in_one_frame("valve")
+    assert set(named["slide"]) == {"ball_drop", "derailment"}
+    for category, reasons in named.items():
+        mechanism = load_mechanism(category)
+        assert set(reasons) <= set(ISSUE_CATEGORIES[category])
+        texts = " ".join(f"{mechanism.__doc__} {mechanism.simulate.__doc__}".split())
+        assert ("visible in one frame" in texts) == bool(reasons), category
+        assert all(len(reason.split()) > 3 for reason in reasons.values()), category
 
 
 def test_wild_looks_differ_more_than_filmed_ones():

@@ -78,6 +78,14 @@ def test_aliasing_is_judged_by_the_loss(oracle):
     assert oracle.aliased({"fan": {"auroc": row}}) == ["fan: 8 frames (0.900) do not show what the true motion does (1.000), 32 frames (0.985) do"]
     assert oracle.aliased({"fan": {"auroc": row | {8: 0.985}}}) == []
     assert oracle.aliased({"fan": {"auroc": row | {32: 0.9}}})[0].endswith("32 frames do not either")
+    assert oracle.aliased({"fan": {"auroc": row | {oracle.UNEVEN: 0.99}}})[0].endswith("32 frames (0.985) do; 8 uneven ones: 0.990")
+
+
+def test_uneven_gaps_show_a_swing_that_even_ones_meet_at_one_phase(oracle):
+    assert oracle.uneven_indices(101, 8).tolist() == [0, 10, 30, 40, 60, 70, 90, 100]
+    swinging = {"arm": np.cos(2 * np.pi * np.arange(141) / 20)}
+    assert np.ptp(oracle.seen(swinging, 8, frozenset(), 0.0, 0)["arm"]) < 1e-9
+    assert np.ptp(oracle.seen(swinging, oracle.UNEVEN, frozenset(), 0.0, 0)["arm"]) > 0.5
 
 
 def test_turning_parts_come_from_the_mechanism(oracle):
@@ -108,6 +116,7 @@ def test_what_is_no_bench_is_refused_in_one_sentence(tmp_path, oracle, capsys):
     assert run(oracle, tmp_path / "v", capsys, "--grain", "-1")[::2] == (2, "error: --grain is -1.0: 0 or more and below 1 is needed\n")
     truth = tmp_path / "v/swing/train/0.json"
     truth.write_text('{"trajectory": {"arm": [1, 2], "other": [1]}}')
+    assert "--frames is '8,x': give whole numbers from 2 on" in run(oracle, tmp_path / "v", capsys, "--frames", "8,x")[2]
     assert "its channels differ in length" in run(oracle, tmp_path / "v", capsys)[2]
     truth.write_text('{"trajectory": {"arm": [1, 2, 3]}}')
     assert "hold different channels" in run(oracle, tmp_path / "v", capsys)[2]

@@ -8,6 +8,7 @@ A mechanism is a module named as its Phys-AD category. To add one, write a modul
     simulate(rng, state, frames) -> Trajectory
     draw(canvas, values, look)
 
+and, where a fault shows in one frame by nature (a part that is off, a lamp that is dark), VISIBLE_IN_ONE_FRAME, the reason by the fault's name,
 and a prior of the same name in `vlmphys/priors/`. Nothing else has to be told about it.
 """
 
@@ -33,3 +34,8 @@ def load_mechanism(category: str) -> ModuleType:
         raise ValueError(f"unknown category {category!r}{nearest(category, known_mechanisms())}: allowed are "
                          f"{', '.join(known_mechanisms())}, or 'all'")
     return importlib.import_module(f"{__name__}.{category}")
+
+
+def visible_in_one_frame(category: str) -> dict[str, str]:
+    """The faults of a category that one frame shows by nature, each with what is seen; empty for one that is not simulated here."""
+    return dict(getattr(load_mechanism(category), "VISIBLE_IN_ONE_FRAME", {})) if category in known_mechanisms() else {}

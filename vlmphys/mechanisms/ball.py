@@ -10,6 +10,8 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 240
 ANOMALIES = ("leak", "unfull")
+VISIBLE_IN_ONE_FRAME = {"leak": "the gas that is gone does not come back: the ball lies flatter than a full one, under the plate and without it",
+                        "unfull": "a ball with too little gas is flat under the plate"}
 PARTS = (Part("ball", "height", 0.2, 0.7), Part("side", "width", 0.4, 1.0), Part("plate", "plate", 0.2, 0.95))
 
 

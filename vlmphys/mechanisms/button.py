@@ -14,6 +14,9 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
 ANOMALIES = ("no_light", "Unpress", "Unrebound_light", "Unrebound_nolight")
+VISIBLE_IN_ONE_FRAME = {"no_light": "the cap is down and the lamp dark",
+                        "Unrebound_light": "the cap is down while the finger is away",
+                        "Unrebound_nolight": "the cap is down, at times without the finger, and the lamp dark"}
 PARTS = (Part("cap", "cap", 0.0, 1.0), Part("finger", "finger", -0.9, 1.0), Part("lamp", "lamp", 0.0, 1.0))
 CONTACT = 0.6
 DARK, LIT = np.array((62.0, 60.0, 66.0)), np.array((250.0, 226.0, 120.0))

@@ -10,16 +10,18 @@ from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
 ANOMALIES = ("unable_press", "unable_rebound")
+VISIBLE_IN_ONE_FRAME = {"unable_rebound": "the jaw stands open while the finger is away"}
 PARTS = (Part("jaw", "jaw", 0.0, 0.9), Part("finger", "finger", 0.0, 1.0))
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     """The finger's force against the spring, on and off, from any moment of its cycle. unable_press: the pivot is seized; unable_rebound: the
-    spring no longer pulls back, and the jaw keeps the widest angle that it was pressed to.
+    spring no longer pulls back, and the jaw keeps the widest angle that it was pressed to (visible in one frame). The finger is away for
+    longer than it presses, so that a closed jaw in one frame says little.
     """
     instants, seconds = times(frames), frames / FPS
     opening, period = rng.uniform(0.6, 0.85), rng.uniform(1.2, 1.6)
-    press = to_and_fro(rng, instants, period, 0.0, 1.0, hold_share=0.16)
+    press = to_and_fro(rng, instants, period, 0.0, 1.0, hold_share=0.1, low_share=0.36)
     span = None
     if state == "unable_press":
         opening *= rng.uniform(0.0, 0.15)

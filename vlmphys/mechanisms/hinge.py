@@ -10,6 +10,7 @@ from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
 ANOMALIES = ("angle_limited", "falloff")
+VISIBLE_IN_ONE_FRAME = {"falloff": "the leaf is off its pin"}
 PARTS = (Part("leaf", "leaf", 0.0, 2.5), Part("pin", "fall", 0.0, 1.0), Part("gripper", "grip", 0.0, 2.5))
 
 

@@ -10,6 +10,8 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
 ANOMALIES = ("foreign_obj", "leak")
+VISIBLE_IN_ONE_FRAME = {"foreign_obj": "a body that a sound vessel does not hold floats or lies in the liquid",
+                        "leak": "a stream comes out of the vessel's wall or floor"}
 PARTS = (Part("vessel", "tilt", -0.5, 0.5), Part("surface", "slope", -0.8, 0.8), Part("level", "level", 0.0, 0.7),
          Part("basin", "basin", 0.0, 0.4), Part("body along", "body_u", -0.45, 0.45), Part("body up", "body_v", 0.0, 1.7))
 HALF, TALL, GRAVITY = 0.44, 0.95, 6.0  # half width and height of the vessel; scene units a second squared

@@ -13,6 +13,7 @@ from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 60
 ANOMALIES = ("jam", "structure_detache")
+VISIBLE_IN_ONE_FRAME = {"structure_detache": "the link hangs beside the bolt"}
 PARTS = (Part("knob", "knob", -2.7, 2.7), Part("bolt", "bolt", 0.0, 0.6), Part("link", "link_angle", -np.pi, np.pi))
 CRANK, LINK = 0.26, 0.44
 

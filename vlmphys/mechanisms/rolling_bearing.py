@@ -19,7 +19,7 @@ ROLLING = INNER / (INNER + OUTER)  # balls that roll without slip go round with 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     """Friction of the inner ring carries the balls round. ball_stuck: the balls are held in their track, and the inner ring slips over them."""
     instants = times(frames)
-    speed = motor_speed(rng, instants, 0.6, 2.6)
+    speed = motor_speed(rng, instants, 0.35, 2.4)
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS, shortest_share=0.6)
     active, grip = within(instants, span), rng.uniform(25.0, 60.0)
     brake = grip + active * 4000.0

@@ -10,6 +10,7 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
 ANOMALIES = ("crack",)
+VISIBLE_IN_ONE_FRAME = {"crack": "two torn ends hang"}
 PARTS = (Part("hook", "hook", 0.2, 0.9), Part("gap", "gap", 0.0, 1.0))
 
 

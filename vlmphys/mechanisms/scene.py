@@ -57,7 +57,7 @@ def sample_look(rng: np.random.Generator, category: str, appearance: str, frames
         jitter_F2=rng.normal(0.0, jitter, (frames, 2)),
         gain=float(rng.uniform(0.7, 1.25) if wild else rng.uniform(0.88, 1.12)),
         background=_background(rng, wild),
-        noise_sigma=float(rng.uniform(2.0, 6.0) if wild else rng.uniform(1.5, 3.5)),
+        noise_sigma=float(rng.uniform(2.0, 6.0) if wild else rng.uniform(1.0, 4.5)),
         noise_seed=int(rng.integers(1 << 31)))
 
 

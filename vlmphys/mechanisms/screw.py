@@ -26,19 +26,19 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     speed = 2 * np.pi * rate * (forward.astype(float) - backward)
     friction = np.full(len(instants), drag)
     turned = rotor(speed * drag, friction, 0.0, 0.0)
-    span, gripping, held, start = None, np.ones(len(instants)), 0.0, rng.uniform(0.02, 0.4)
+    span, gripping, held, start = None, np.ones(len(instants)), 0.0, rng.uniform(0.02, 0.5)
     if state != "anomaly_free":
         fails = delay + rng.choice((0.0, rng.uniform(0.0, 0.22))) * lasting
         gripping, span = np.where(instants < fails, 1.0, 0.0), (fails, seconds)
         # It failed somewhere on its way in, before the clip or in it: else its depth alone would tell it from a sound one that goes on.
-        start += rng.uniform(0.0, 0.6) * pitch * turns
+        start += rng.uniform(0.0, 0.5) * pitch * turns
         held = 4000.0 if state == "unable_goin" else 0.0
     screw = rotor(speed * drag, friction + held * (1 - gripping), 0.0, 0.0)
     sink = pitch / (2 * np.pi) * np.cumsum(np.diff(screw, prepend=0.0) * gripping)
     angle = rng.uniform(0, 2 * np.pi)
     return Trajectory({"depth": per_frame(start + sink), "head": per_frame(angle + screw),
                        "driver": per_frame(rng.uniform(0, 2 * np.pi) + turned),
-                       "block": np.full(frames, rng.uniform(-0.15, 0.15)), "length": np.full(frames, rng.uniform(0.95, 1.1))},
+                       "block": np.full(frames, rng.uniform(-0.15, 0.15)), "length": np.full(frames, rng.uniform(1.02, 1.15))},
                       {"turns_per_second": rate, "pitch": pitch, "delay": delay, "back_share": back}, span)
 
 

@@ -10,6 +10,7 @@ from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
 ANOMALIES = ("angle_limited", "centered_anomaly", "vibrate")
+VISIBLE_IN_ONE_FRAME = {"centered_anomaly": "the horn rests off the centre mark at the end"}
 PARTS = (Part("horn", "horn", -1.6, 1.6), Part("case", "case", -0.14, 0.14))
 
 

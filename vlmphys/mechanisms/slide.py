@@ -10,6 +10,8 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 120
 ANOMALIES = ("ball_drop", "derailment", "jam")
+VISIBLE_IN_ONE_FRAME = {"ball_drop": "the ball is out of its cup",
+                        "derailment": "the carriage lies tilted beside the rail"}
 PARTS = (Part("carriage", "carriage", 0.0, 1.0), Part("tilt", "tilt", 0.0, 0.6), Part("ball", "ball_fall", 0.0, 1.0))
 
 
@@ -18,7 +20,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     ball_drop: the ball rolls out and falls (both visible in one frame)."""
     instants, seconds = times(frames), frames / FPS
     travel, period = rng.uniform(0.82, 1.0), rng.uniform(1.25, 1.7)
-    command = to_and_fro(rng, instants, period, rng.uniform(0.0, 0.08), travel)
+    command = to_and_fro(rng, instants, period, rng.uniform(0.0, 0.08), travel, hold_share=0.1, low_share=0.34)
     parameters, span = {"travel": travel, "period": period}, None
     stop, tilt, fall = np.inf, np.zeros(len(instants)), np.zeros(len(instants))
     moment = float(rng.uniform(0.25, seconds - 0.4))

@@ -13,6 +13,7 @@ from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 180
 ANOMALIES = ("falloff", "stuck")
+VISIBLE_IN_ONE_FRAME = {"falloff": "the roller is no longer on its axle"}
 PARTS = (turning("roller", "roller"), Part("axle", "axle", -0.5, 0.5), Part("fall", "fall", 0.0, 1.5))
 RADIUS, WALL_X, FLOOR_Y = 0.42, -0.74, 0.87
 

@@ -10,6 +10,7 @@ from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 120
 ANOMALIES = ("stuck", "unable_close")
+VISIBLE_IN_ONE_FRAME = {"unable_close": "the chain stands open behind the slider"}
 STATIONS = 12
 PLACES = np.linspace(0.0, 1.0, STATIONS)
 PARTS = (Part("slider", "slider", 0.0, 1.0), Part("gripper", "gripper", 0.0, 1.0),
