@@ -26,6 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tower-steps", type=int, default=defaults.tower_steps)
     parser.add_argument("--language-clips", type=int, default=defaults.language_clips)
     parser.add_argument("--language-steps", type=int, default=defaults.language_steps)
+    parser.add_argument("--language-rounds", type=int, default=defaults.language_rounds)
     return parser.parse_args()
 
 
@@ -35,7 +36,8 @@ def main() -> int:
         print(f"error: {options.out} is not empty: give a new folder as --out, or --overwrite", file=sys.stderr)
         return 2
     config = BuildConfig(seed=options.seed, workers=options.workers, tower_clips=options.tower_clips, tower_steps=options.tower_steps,
-                         language_clips=options.language_clips, language_steps=options.language_steps)
+                         language_clips=options.language_clips, language_steps=options.language_steps,
+                         language_rounds=options.language_rounds)
     build_tiny_base(options.out, options.work, config)
     return 0
 

@@ -21,7 +21,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     blocked; single, double, triple: stripped teeth leave the last 1, 2, 3 gears without drive.
     """
     instants = times(frames)
-    direction, turns_per_second = rng.choice((-1.0, 1.0)), float(np.exp(rng.uniform(np.log(0.08), np.log(0.9))))
+    direction, turns_per_second = rng.choice((-1.0, 1.0)), float(np.exp(rng.uniform(np.log(0.15), np.log(1.0))))
     speed, drag = direction * 2 * np.pi * turns_per_second, rng.uniform(5.0, 10.0)
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS, shortest_share=0.6)
     active = within(instants, span)

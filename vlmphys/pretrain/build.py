@@ -25,7 +25,6 @@ from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tok
 
 NUMBER_QUESTIONS = ("trace", "steps", "fastest", "far", "end")
 CHECK_CLIPS = 660
-SNAPSHOT_STEPS = 1500
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ class BuildConfig:
     tower_batch: int = 128
     language_clips: int = 40000
     language_sound_share: float = 0.35
-    language_steps: int = 9000
+    language_steps: int = 9000      # of a round
+    language_rounds: int = 2        # each with clips of its own and the rate from its peak again
     language_batch: int = 8
     tower_rate: float = 1.5e-3
     language_rate: float = 1.2e-3
@@ -55,7 +55,7 @@ class BuildConfig:
 def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     """Run the build and write a Hugging Face folder with a card into `out`, once both stages are done.
 
-    `work` keeps the tower, which a second run of the same settings takes up, and snapshots of the language stage, to look at its curve.
+    `work` keeps the tower and each round of the language stage, which a second run of the same settings takes up.
     """
     console, started = Console(), time.monotonic()
     categories = known_mechanisms()
@@ -94,27 +94,34 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     else:
         pool = simulate(config.tower_clips, "tower", config.tower_sound_share)
         train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.tower_rate, config.seed, reporter("tower", config.tower_steps))
-        partial = saved_tower.with_suffix(".partial")
-        save_file(tower.state_dict(), partial)
-        os.replace(partial, saved_tower)
+        save_whole(tower.state_dict(), saved_tower)
 
-    pool = simulate(config.language_clips, "language", config.language_sound_share)
-    features = frame_features(tower, pool.frames_NTHWC)
     video_tokens = FRAMES * tokens_per_frame(network.config.vision_config)
     writer = DialogueWriter(tokenizer, spoken_sentences(priors), video_tokens, network.config.video_token_id)
-    report = reporter("language", config.language_steps)
-
-    def report_and_keep(step: int, figures: dict[str, float]) -> None:
-        report(step, figures)
-        if (step + 1) % SNAPSHOT_STEPS == 0:
-            save_model_folder(network, tokenizer, work / f"step_{step + 1}")
-
-    train_language(network, writer, pool, features, config.language_steps, config.language_batch, config.language_rate, config.seed, report_and_keep)
+    settings = sha256_text(str([value for name, value in asdict(config).items() if name != "language_rounds"]))[:12]
+    for number in range(config.language_rounds):
+        saved_round = work / f"language_{number}-{settings}.safetensors"
+        if saved_round.exists():
+            console.print(f"round {number + 1} of the language stage: taken from {saved_round}")
+            network.load_state_dict(load_file(saved_round))
+            continue
+        pool = simulate(config.language_clips, "language" if number == 0 else f"language-{number}", config.language_sound_share)
+        train_language(network, writer, pool, frame_features(tower, pool.frames_NTHWC), config.language_steps, config.language_batch,
+                       config.language_rate, config.seed + number, reporter(f"language round {number + 1}", config.language_steps))
+        save_whole(network.state_dict(), saved_round)
+    network.eval()
     check = simulate(CHECK_CLIPS, "check", config.language_sound_share)
     table = check_answers(network, writer, check, frame_features(tower, check.frames_NTHWC), np.random.default_rng(config.seed))
     save_model_folder(network.to(torch.float16), tokenizer, out)
     (out / "README.md").write_text(model_card(config, table, sum(p.numel() for p in network.parameters())))
     console.print(f"[{time.monotonic() - started:5.0f} s] {out} written")
+
+
+def save_whole(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Write weights so that an interruption leaves no half file under that name."""
+    partial = path.with_suffix(".partial")
+    save_file(weights, partial)
+    os.replace(partial, path)
 
 
 def spoken_sentences(priors: dict[str, Prior]) -> list[str]:

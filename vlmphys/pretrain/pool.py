@@ -41,12 +41,12 @@ def part_place(part, value: np.ndarray) -> np.ndarray:
 
 def build_pool(categories: list[str], clips: int, image_size: int, seed: int | str, workers: int, sound_share: float = 0.5,
                appearance: str = "physad") -> Pool:
-    """Simulate `clips` clips: a share of them sound, the others with a fault, categories in turn, those with turning parts twice.
+    """Simulate `clips` clips: a share of them sound, the others with a fault, categories in turn, and once more for each part that turns.
 
     Turning parts come more often because they are the hardest to read: a step is a difference modulo a full turn.
     The seeds live in a name space of their own ("tiny-base"), so that no clip of a benchmark, of any seed, is among them.
     """
-    turning = [category for category in categories if any(part.is_turn for part in load_mechanism(category).PARTS)]
+    turning = [category for category in categories for part in load_mechanism(category).PARTS if part.is_turn]
     cycle = [*categories, *turning]
     category_of = [cycle[index % len(cycle)] for index in range(clips)]
     jobs = [(category, index, image_size, seed, sound_share, appearance) for index, category in enumerate(category_of)]
