@@ -9,7 +9,8 @@ the texts of other judges; `dialogue_export` (`bridges`) for other toolkits. Fro
 `deepspeed_parts`, `compiling`, `out_of_memory`. After it: `inference`, `predict`, `predictions` (`rows`, `answer_files`), `calibration`
 (`calibrate`), `metrics` (`paired`), `scoring`, `comparison`, `published`, `report` (`tables`, `text_tables`, `charts`), `paper`, `export`
 (`card`). What the explanations are worth: `text_metrics`, `explanations` (`sentences`), `llm_score`, `paeval_score`, `text_figures`, and
-the judge that they ask, `judge` (`judge_options`, `judge_client`, `judge_local`, `judge_replies`, `judge_journal`). One clip at a time:
+the judge that they ask, `judge` (`judge_options`, `judge_local`, `judge_replies`); below it
+`chat_client`, `chat_journal` and `chat_asking`. One clip at a time:
 `detector` (`windows`, `guessing`), `detect` (`watching`, `shown`). Before a run: `plan` (`cases`, `memory`, `duration`), `doctor`; these
 two, `export`, `calibrate` and `detect` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`, `preview`; what it gives
 away: `cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
