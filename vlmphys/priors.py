@@ -141,6 +141,19 @@ def read_prior(path: Path | str) -> Prior:
     return Prior(category=path.stem, questions=questions, states=states, source=str(path), **sentences)
 
 
+def prior_text(prior: Prior) -> str:
+    """The YAML of a prior, laid out as the files that ship: `read_prior` gives the same prior back."""
+    head: dict[str, object] = {part: getattr(prior, part) for part in PARTS}
+    if prior.questions:
+        head["questions"] = {key: list(questions) for key, questions in prior.questions.items()}
+    return yaml_text({**head, "states": {state: {kind: list(getattr(texts, kind)) for kind in KINDS} for state, texts in prior.states.items()}})
+
+
+def yaml_text(value: dict) -> str:
+    """YAML of texts, lists and mappings, a text a line however long."""
+    return yaml.dump(value, Dumper=_IndentedLists, sort_keys=False, allow_unicode=True, width=float("inf"))
+
+
 def lint(prior: Prior) -> list[str]:
     """Problems that do not stop a file from loading but spoil an experiment; an empty list where there is none.
 
@@ -202,6 +215,13 @@ def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
             raise ValueError(f"priors folder {folder} does not exist: give a folder that holds <category>.yaml files")
         files.update({path.stem: path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])})
     return files
+
+
+class _IndentedLists(yaml.SafeDumper):
+    """Lists stand two spaces below their key."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        return super().increase_indent(flow, False)
 
 
 def _compose(path: Path) -> yaml.Node | None:
