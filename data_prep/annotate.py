@@ -39,7 +39,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--states", default="", help="comma-separated names of the folders below test/, beside those of --prior")
     parser.add_argument("--videos", help="take the states from this folder of videos, too")
     parser.add_argument("--texts", type=int, default=TEXTS_PER_STATE, help="descriptions, and explanations, of each state (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="how often a list is asked for at most, until its texts are good (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="how often each list is asked for at most (default: %(default)s)")
     parser.add_argument("--max-words", type=int, default=MOST_WORDS, help="of a text (default: %(default)s)")
     parser.add_argument("--fit", default="tiny", metavar="MODEL", help="whose positions a dialogue of 8 frames must fit (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be asked, and at what cost; ask nothing")
@@ -67,8 +67,8 @@ def outline_of(options: argparse.Namespace) -> Outline:
         names += [name for name in states_below(options.videos, outline.category) if name not in names]
     outline = outline.with_states(names)
     if len(outline.states) == 1:
-        raise ValueError(f"{outline.category}: no state but {next(iter(outline.states))!r}: name the anomalies with --states a,b, with --videos DIR, or in "
-                         f"{options.prior}")
+        raise ValueError(f"{outline.category}: no state but {next(iter(outline.states))!r}: name the anomalies with --states a,b, with "
+                         f"--videos DIR, or in {options.prior}")
     if faults := faults_of(outline):
         raise ValueError(f"{options.prior}: " + "; ".join(faults))
     return outline
@@ -116,7 +116,8 @@ def file_text(drafted: Drafted, model: str) -> str:
     """The file: what a person must know of it, and the prior."""
     body = prior_text(drafted.prior())
     named = ", ".join(drafted.reply_models) or model
-    lines = [f"Drafted by {named} ({DRAFT_PROMPT_ID}): {drafted.drafted} of the {drafted.texts} texts of the states. Read and edit them before training."]
+    lines = [f"Drafted by {named} ({DRAFT_PROMPT_ID}): {drafted.drafted} of the {drafted.texts} texts of the states. "
+             "Read and edit them before training."]
     lines += [f"To write: {line}" for line in drafted.short]
     lines.append(f"unedited as long as sha256 of what follows is {sha256_text(body)}")
     return "".join(f"# {' '.join(line.split())}\n" for line in lines) + body

@@ -15,7 +15,8 @@ KIND_WORDS = {"descriptions of what": "descriptions", "explanations of this": "e
 SEEN = {"anomaly_free": "The hook comes back at once after press number {}.", "slow": "The hook comes back late after press number {}.",
         "stuck": "The hook stays open after press number {}."}
 CAUSE = {"anomaly_free": "The spring is strong, so the hook follows at once in press number {}.",
-         "slow": "The spring is weak, so the hook lags behind in press number {}.", "stuck": "Dirt holds the hook, so it stays open in press number {}."}
+         "slow": "The spring is weak, so the hook lags behind in press number {}.",
+         "stuck": "Dirt holds the hook, so it stays open in press number {}."}
 
 
 def asked_list(body: dict) -> str:

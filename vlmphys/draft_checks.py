@@ -28,8 +28,8 @@ NORMAL_PATTERN = re.compile(r"\bnormal\w*", re.IGNORECASE)
 FAULT_PATTERN = re.compile(r"\b(?:fault|defect|damag|malfunction|fail|broken|wrong|problem)\w*", re.IGNORECASE)
 WELL_PATTERN = re.compile(r"\bas (?:it should|they should|expected|intended|designed)\b|\b(?:correctly|properly|flawless\w*|faultless\w*)\b",
                           re.IGNORECASE)
-NO_FAULT_PATTERN = re.compile(r"\b(?:nothing(?: is| was|'s)? wrong|(?:no|without(?: any| a)?) (?:fault|defect|damage|malfunction|failure|problem|anomal)\w*)\b",
-                              re.IGNORECASE)
+NO_FAULT_PATTERN = re.compile(r"\b(?:nothing(?: is| was|'s)? wrong|"
+                              r"(?:no|without(?: any| a)?) (?:fault|defect|damage|malfunction|failure|problem|anomal)\w*)\b", re.IGNORECASE)
 
 
 def read_drafts(text: str) -> tuple[list[tuple[str, str]], str | None]:

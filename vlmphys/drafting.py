@@ -145,7 +145,8 @@ def draft(outline: Outline, lists: list[TextList], asking: Asking, rounds: int, 
     Raises ValueError where the first round is beyond the budget, or the server does not answer; Stopped after SIGTERM or SIGINT.
     """
     checks = DraftChecks(outline.prior({}), outline.states, lists[0].words, unfitting)
-    for text, place in [*elsewhere, *((getattr(outline, part), part) for part in PARTS), *((text, item.place) for item in lists for text in item.taken)]:
+    here = [*((getattr(outline, part), part) for part in PARTS), *((text, item.place) for item in lists for text in item.taken)]
+    for text, place in [*elsewhere, *here]:
         checks.take(text, place)
     for number in range(1, rounds + 1):
         waiting = {key_of(asking.model, item.messages()): item for item in lists if item.missing and item.problem is None}

@@ -169,7 +169,8 @@ def test_an_outline_that_cannot_work_is_refused_before_anything_is_asked(annotat
 
 @pytest.mark.parametrize("flags,message", [
     (("--api-base", ""), "give --api-base, or set OPENAI_BASE_URL"), (("--model", ""), "give --model, or set OPENAI_MODEL"),
-    (("--api-base", "http://me:pass@host/v1"), "--api-base holds a user, a password"), (("--key-env", "NO_KEY"), "--key-env NO_KEY: no such variable"),
+    (("--api-base", "http://me:pass@host/v1"), "--api-base holds a user, a password"),
+    (("--key-env", "NO_KEY"), "--key-env NO_KEY: no such variable"),
     (("--texts", 0), "--texts 0: at least 1"), (("--concurrency", 0), "--concurrency 0"), (("--rounds", 0), "--rounds 0"),
     (("--max-words", 2), "--max-words 2: at least 3"), (("--videos", "/nowhere"), "no such folder"), (("--fit", "/nowhere"), "/nowhere")])
 def test_flags_that_cannot_work_are_refused(annotate, tmp_path, flags, message):
@@ -222,12 +223,14 @@ def checks(states=("anomaly_free", "slow"), **settings) -> DraftChecks:
     (NORMAL, "The hook comes back late.", "slow", "wrong verdict"), (ANOMALOUS, "The hook comes back at once.", "anomaly_free", "wrong verdict"),
     ("", "The hook comes back late.", "slow", "no verdict"), ("Normal or Anomalous", "The hook comes back late.", "slow", "no verdict"),
     (ANOMALOUS, "Nothing is wrong with the hook.", "slow", "wrong verdict"), (ANOMALOUS, "The hook moves in a normal way.", "slow", "wrong verdict"),
-    (NORMAL, "The hook has a fault in its spring.", "anomaly_free", "wrong verdict"), (NORMAL, "The hook is abnormal.", "anomaly_free", "wrong verdict"),
+    (NORMAL, "The hook has a fault in its spring.", "anomaly_free", "wrong verdict"),
+    (NORMAL, "The hook is abnormal.", "anomaly_free", "wrong verdict"),
     (NORMAL, "The hook moves in a normal way.", "anomaly_free", "verdict in the text"),
     (ANOMALOUS, "The hook is abnormal in its motion.", "slow", "verdict in the text"),
     (NORMAL, "The hook is never slow.", "anomaly_free", "anomaly in a normal state's text"),
     (ANOMALOUS, "The hook does not move as it should.", "slow", None), (NORMAL, "The hook moves without any fault.", "anomaly_free", None),
-    (ANOMALOUS, "  ", "slow", "empty text"), (ANOMALOUS, "The **hook** is late.", "slow", "markdown"), (ANOMALOUS, "- The hook is late.", "slow", "markdown"),
+    (ANOMALOUS, "  ", "slow", "empty text"), (ANOMALOUS, "The **hook** is late.", "slow", "markdown"),
+    (ANOMALOUS, "- The hook is late.", "slow", "markdown"),
     (ANOMALOUS, "1. The hook is late.", "slow", "markdown"), (ANOMALOUS, "Too late.", "slow", "length"),
     (ANOMALOUS, "The hook " + "really " * 23 + "lags.", "slow", "length"), (ANOMALOUS, "the hook comes back late", "slow", "no sentence"),
     (ANOMALOUS, "The hook is late. It lags.", "slow", "more than one sentence"), (ANOMALOUS, "The hook turns 2.5 degrees late.", "slow", None),
@@ -270,7 +273,8 @@ def test_the_verdict_that_words_give_away(text, expected):
 @pytest.mark.parametrize("text,count,problem", [
     ('{"texts": [{"verdict": "Normal", "text": " a\\n b "}]}', 1, None), ('[{"verdict": "Normal", "text": "a"}]', 1, None),
     ('<think>hm</think>```json\n{"texts": [{"text": "a"}]}\n```', 1, None), ("", 0, "empty reply"), ("Sure! Here", 0, "no JSON object"),
-    ('{"texts": []}', 0, 'no list "texts"'), ('{"texts": ["a"]}', 0, 'no list "texts"'), ("[" * 5000, 0, "no JSON object"), ("3", 0, 'no list "texts"')])
+    ('{"texts": []}', 0, 'no list "texts"'), ('{"texts": ["a"]}', 0, 'no list "texts"'), ("[" * 5000, 0, "no JSON object"),
+    ("3", 0, 'no list "texts"')])
 def test_replies_are_read_strictly(text, count, problem):
     found, why = read_drafts(text)
     assert len(found) == count and (why is None if problem is None else why.startswith(problem))
