@@ -12,8 +12,7 @@ from rich.table import Table
 
 from vlmphys.explanations import References, prior_references
 from vlmphys.files import json_bytes, write_atomic
-from vlmphys.judge_journal import JOURNAL_NAME
-from vlmphys.judge_options import NONE, add_judge_arguments, open_judge
+from vlmphys.judge_options import JOURNAL_NAME, NONE, add_judge_arguments, open_judge
 from vlmphys.llm_score import failure_warnings
 from vlmphys.paeval_score import AGGREGATIONS, KINDS, Readings, aggregate, judge_texts, read_candidates, read_library, read_raw_replies
 from vlmphys.records import sha256_file

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
 from vlmphys.files import read_json, write_atomic
-from vlmphys.judge_journal import JOURNAL_NAME
+from vlmphys.judge_options import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict

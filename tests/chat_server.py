@@ -1,4 +1,4 @@
-"""A little server of OpenAI's chat protocol for tests: what it answers depends on the text that is to be graded."""
+"""A little server of OpenAI's chat protocol for tests: what it answers depends on what it is asked."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 GRADED_LINE = "Text to grade: "
 
 
+def graded_text(body: dict) -> str:
+    """The text that a judge is to grade."""
+    line = next(line for line in body["messages"][-1]["content"].splitlines() if line.startswith(GRADED_LINE))
+    return json.loads(line.removeprefix(GRADED_LINE))
+
+
 class ChatStub:
     """Serves on a free port of this machine while inside. `asked` counts the requests for each text; `headers` holds the last one's.
 
-    answer: (graded text, which time it is asked) -> the reply's content, or (status, headers, body) for a bare response, or a number of
-    seconds to wait before "{}" (for time-outs).
+    told: body of a request -> the text that is asked about; answer: (that text, which time it is asked) -> the reply's content, or
+    (status, headers, body) for a bare response, or a number of seconds to wait before "{}" (for time-outs).
     """
 
-    def __init__(self, answer: Callable[[str, int], object]) -> None:
-        self.answer, self.asked, self.headers, self.bodies = answer, Counter(), {}, []
+    def __init__(self, answer: Callable[[str, int], object], told: Callable[[dict], str] = graded_text) -> None:
+        self.told, self.answer, self.asked, self.headers, self.bodies = told, answer, Counter(), {}, []
         self.moments: list[float] = []
         stub = self
 
@@ -43,8 +49,7 @@ class ChatStub:
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
-        line = next(line for line in body["messages"][-1]["content"].splitlines() if line.startswith(GRADED_LINE))
-        text = json.loads(line.removeprefix(GRADED_LINE))
+        text = self.told(body)
         with self._lock:
             self.asked[text] += 1
             times = self.asked[text]

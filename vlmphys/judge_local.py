@@ -10,7 +10,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vlmphys.judge_client import AskError, Reply, Spending
+from vlmphys.chat_client import AskError, Reply, Spending
 from vlmphys.model import quiet_transformers
 from vlmphys.runs import folder_fingerprint
 

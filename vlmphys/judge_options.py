@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlmphys.chat_client import KEY_VARIABLE, MODEL_VARIABLE, URL_VARIABLE, ChatServer, Names, Spending, server_from
+from vlmphys.chat_journal import Journal
 from vlmphys.judge import Judge
-from vlmphys.judge_client import KEY_VARIABLE, MODEL_VARIABLE, URL_VARIABLE, ChatServer, Spending, server_from
-from vlmphys.judge_journal import JOURNAL_NAME, Journal
 
 NONE, OPENAI, REPLAY, LOCAL = "none", "openai", "replay", "local:"
 DEFAULT_BUDGET = "10000"
+JOURNAL_NAME = "judge.jsonl"
+NAMES = Names("the judge", "--judge-url", "--judge-model", "--judge-key-env", "--judge-cache", "--judge-budget")
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,22 +62,23 @@ def open_judge(arguments: argparse.Namespace, say: Callable[[str], None]) -> Ite
         raise ValueError(f"--judge-concurrency {arguments.judge_concurrency}: at least 1 is needed")
     spending, stopping = Spending(*budget_of(arguments.judge_budget)), threading.Event()
     path = arguments.judge_cache or arguments.out / JOURNAL_NAME
-    common = {"spending": spending, "max_tokens": arguments.judge_max_tokens, "stopping": stopping, "say": say}
+    common = {"spending": spending, "max_tokens": arguments.judge_max_tokens, "stopping": stopping, "say": say,
+              "names": NAMES}
     if kind == REPLAY:
-        with Journal(path, writable=False) as journal:
+        with Journal(path, writable=False, flag=NAMES.cache) as journal:
             model = arguments.judge_model or _only_model(journal)
             yield Judge(model, journal, None, about={"provider": REPLAY}, **common)
     elif kind == OPENAI:
-        settings = server_from(arguments.judge_url, arguments.judge_model, arguments.judge_key_env,
+        settings = server_from(arguments.judge_url, arguments.judge_model, arguments.judge_key_env, NAMES,
                                timeout_seconds=arguments.judge_timeout, tries=arguments.judge_tries,
                                requests_per_minute=arguments.judge_rate, max_tokens=arguments.judge_max_tokens, json_mode=arguments.judge_json)
-        with Journal(path) as journal:
+        with Journal(path, flag=NAMES.cache) as journal:
             yield Judge(settings.model, journal, ChatServer(settings, spending, stopping), concurrency=arguments.judge_concurrency,
                         about={"provider": OPENAI, "base_url": settings.base_url}, **common)
     else:
         from vlmphys.judge_local import LocalChat
         chat = LocalChat(Path(kind.removeprefix(LOCAL)), spending, arguments.judge_max_tokens)
-        with Journal(path) as journal:
+        with Journal(path, flag=NAMES.cache) as journal:
             yield Judge(chat.label, journal, chat, about={"provider": "local"}, **common)
 
 

@@ -44,14 +44,19 @@ class Reading:
 
 def read_reply(kind: str, text: str) -> Reading:
     """Read the reply to a question of this kind, `llm` or `similarity`."""
-    bare = THOUGHT_PATTERN.sub("", text).strip()
-    fenced = FENCE_PATTERN.match(bare)
-    bare = fenced.group(1).strip() if fenced else bare
+    bare = unwrapped(text)
     if not bare:
         return Reading(None, "empty reply")
     if kind == "similarity" and not bare.startswith("{"):
         return read_number(bare)
     return _read_object(bare, KEYS_OF_KIND[kind])
+
+
+def unwrapped(text: str) -> str:
+    """A reply without the thoughts before it and the fence around it."""
+    bare = THOUGHT_PATTERN.sub("", text).strip()
+    fenced = FENCE_PATTERN.match(bare)
+    return fenced.group(1).strip() if fenced else bare
 
 
 def read_number(text: str) -> Reading:

@@ -7,14 +7,12 @@ sentences (component, dynamic, motion): an import takes them from a prior of tha
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 from vlmphys.files import write_atomic
-from vlmphys.priors import AROUND, CONTROL_PATTERN, ENDS, KINDS, NORMAL_STATE, PARTS, Prior, read_prior
+from vlmphys.priors import AROUND, CONTROL_PATTERN, ENDS, KINDS, NORMAL_STATE, PARTS, Prior, StateTexts, prior_text, read_prior, yaml_text
 
 LABELS = {"descriptions": "description_label", "explanations": "explanation_label"}
 FOLDER_NAME_FORBIDDEN = ("/", "\\", "..")
@@ -106,16 +104,14 @@ def write_priors(library: dict[str, dict[str, dict[str, list[str]]]], known: dic
         mended += sum(new != old for state, lists in states.items() for kind in KINDS for new, old in zip(texts[state][kind], lists[kind]))
         if category in known:
             prior = known[category]
-            head = {part: getattr(prior, part) for part in PARTS}
-            if prior.questions:
-                head["questions"] = {key: list(questions) for key, questions in prior.questions.items()}
-            content[category] = whole = _yaml({**head, "states": texts})
+            filled = {state: StateTexts(**{kind: tuple(lists[kind]) for kind in KINDS}) for state, lists in texts.items()}
+            content[category] = whole = prior_text(replace(prior, states=filled))
         else:
             to_complete.append(paths[category])
             asked = {"component": "A ... has a ... and a ...", "dynamic": "The ... moves the ...", "motion": "The ... moves ... and ..."}
-            whole = _yaml({**{part: "A sentence." for part in PARTS}, "states": texts})
+            whole = yaml_text({**{part: "A sentence." for part in PARTS}, "states": texts})
             content[category] = "# to complete: take the # away and write one sentence each, without a verdict\n" \
-                + "".join(f'# {part}: "{example}."\n' for part, example in asked.items()) + _yaml({"states": texts})
+                + "".join(f'# {part}: "{example}."\n' for part, example in asked.items()) + yaml_text({"states": texts})
         problems += _unreadable(category, whole)
     if problems:
         raise ValueError("; ".join(problems))
@@ -149,7 +145,3 @@ def _write_all(files: dict[Path, str], folder: Path) -> None:
         if made and not any(folder.iterdir()):
             folder.rmdir()
         raise
-
-
-def _yaml(value: dict) -> str:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,24 +66,34 @@ def _files(folder: str | Path) -> list[Path]:
 
 def too_long(priors: dict[str, Prior], model: str, frames: int) -> list[str]:
     """A sentence for each state whose longest dialogue, of any variant, does not fit the model, or cannot be tokenised by it."""
+    unfitting = unfitting_of(model, frames)
+    return [problem for prior in priors.values() for state in prior.states for problem in unfitting(prior, state)]
+
+
+def unfitting_of(model: str, frames: int = FRAMES) -> Callable[[Prior, str], list[str]]:
+    """What finds, for a prior and one of its states, the variants whose longest dialogue does not fit this model: a sentence for each.
+
+    Raises ValueError for an unusable model.
+    """
     # Transformers and torch take seconds to import, which those who check packed data need not wait for.
     from vlmphys.model import load_tokenizer, read_facts
 
     tokenizer = load_tokenizer(model)
-    facts, problems = read_facts(model, tokenizer), []
+    facts = read_facts(model, tokenizer)
 
     def length(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    for category, prior in priors.items():
-        for state in prior.states:
-            for variant in Variant:
-                try:
-                    tokenize_dialogue(longest_dialogue(prior, state, variant, length), tokenizer, frames * facts.tokens_per_frame,
-                                      facts.max_positions, f"{category}: states.{state} ({variant.value})", SYSTEM)
-                except ValueError as error:
-                    problems.append(str(error))
-    return problems
+    def unfitting(prior: Prior, state: str) -> list[str]:
+        problems = []
+        for variant in Variant:
+            try:
+                tokenize_dialogue(longest_dialogue(prior, state, variant, length), tokenizer, frames * facts.tokens_per_frame,
+                                  facts.max_positions, f"{prior.category}: states.{state} ({variant.value})", SYSTEM)
+            except ValueError as error:
+                problems.append(str(error))
+        return problems
+    return unfitting
 
 
 def uncovered(priors: dict[str, Prior]) -> list[str]:

@@ -111,25 +111,19 @@ def read_prior(path: Path | str) -> Prior:
         explanations: [...]             # the physical cause, without the verdict
     """
     path = Path(path)
-    root = _compose(path)
+    root = compose(path)
     problems: list[str] = []
     if CONTROL_PATTERN.search(path.stem):
         problems.append(f"the file's name is the category and holds {CONTROL_PATTERN.search(path.stem).group(0)!r}: rename it")
-    top = _mapping(root, f"the file (expected: {', '.join(PARTS)}, states)", (*PARTS, "questions", "states"), problems)
-    sentences = {part: _text(top[part], part, problems) for part in PARTS if part in top}
+    top = take_mapping(root, f"the file (expected: {', '.join(PARTS)}, states)", (*PARTS, "questions", "states"), problems)
+    sentences = {part: take_text(top[part], part, problems) for part in PARTS if part in top}
     problems += [f"{key!r} is missing" for key in (*PARTS, "states") if key not in top]
-    questions: dict[str, tuple[str, ...]] = {}
-    if "questions" in top:
-        for key, node in _mapping(top["questions"], "questions", QUESTION_KEYS, problems).items():
-            questions[key] = _texts(node, f"questions.{key}", problems)
-            slots = {slot for question in questions[key] for slot in re.findall(r"\{[^}]*\}?", question)} - {"{category}"}
-            problems += [f"questions.{key} (line {node.start_mark.line + 1}): {slot!r} is no slot; allowed: '{{category}}'"
-                         for slot in sorted(slots)]
+    questions = take_questions(top["questions"], problems) if "questions" in top else {}
     states: dict[str, StateTexts] = {}
     if "states" in top:
-        for state, node in _mapping(top["states"], "states", None, problems).items():
-            lists = {kind: _texts(item, f"states.{state}.{kind}", problems)
-                     for kind, item in _mapping(node, f"states.{state}", KINDS, problems).items()}
+        for state, node in take_mapping(top["states"], "states", None, problems).items():
+            lists = {kind: take_texts(item, f"states.{state}.{kind}", problems)
+                     for kind, item in take_mapping(node, f"states.{state}", KINDS, problems).items()}
             problems += [f"states.{state}.{kind} is missing (line {node.start_mark.line + 1})" for kind in KINDS if kind not in lists]
             states[state] = StateTexts(**{kind: lists.get(kind, ()) for kind in KINDS})
         if NORMAL_STATE not in states:
@@ -139,6 +133,19 @@ def read_prior(path: Path | str) -> Prior:
     if problems:
         raise ValueError(f"prior {path}: " + "; ".join(problems))
     return Prior(category=path.stem, questions=questions, states=states, source=str(path), **sentences)
+
+
+def prior_text(prior: Prior) -> str:
+    """The YAML of a prior, laid out as the files that ship: `read_prior` gives the same prior back."""
+    head: dict[str, object] = {part: getattr(prior, part) for part in PARTS}
+    if prior.questions:
+        head["questions"] = {key: list(questions) for key, questions in prior.questions.items()}
+    return yaml_text({**head, "states": {state: {kind: list(getattr(texts, kind)) for kind in KINDS} for state, texts in prior.states.items()}})
+
+
+def yaml_text(value: dict) -> str:
+    """YAML of texts, lists and mappings, a text a line however long."""
+    return yaml.dump(value, Dumper=_IndentedLists, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
 def lint(prior: Prior) -> list[str]:
@@ -204,7 +211,14 @@ def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
     return files
 
 
-def _compose(path: Path) -> yaml.Node | None:
+class _IndentedLists(yaml.SafeDumper):
+    """Lists stand two spaces below their key."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        return super().increase_indent(flow, False)
+
+
+def compose(path: Path) -> yaml.Node | None:
     """The YAML tree of a file: nodes know their lines and show a key given twice, which `yaml.safe_load`'s dictionaries do not.
 
     No object is ever constructed from it; only plain texts, lists and mappings are taken out.
@@ -226,7 +240,7 @@ def _compose(path: Path) -> yaml.Node | None:
         raise ValueError(f"prior {path}: broken YAML ({str(error).splitlines()[0]})") from error
 
 
-def _mapping(node: yaml.Node | None, where: str, allowed: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
+def take_mapping(node: yaml.Node | None, where: str, allowed: tuple[str, ...] | None, problems: list[str]) -> dict[str, yaml.Node]:
     """Keys to nodes of a mapping; what is no mapping, unknown keys and keys given twice go to `problems`."""
     if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
         line = f" (line {node.start_mark.line + 1})" if node is not None else ""
@@ -244,7 +258,8 @@ def _mapping(node: yaml.Node | None, where: str, allowed: tuple[str, ...] | None
     return found
 
 
-def _text(node: yaml.Node, where: str, problems: list[str]) -> str:
+def take_text(node: yaml.Node, where: str, problems: list[str]) -> str:
+    """A sentence; what is none goes to `problems`."""
     line = node.start_mark.line + 1
     if not isinstance(node, yaml.ScalarNode) or node.tag != "tag:yaml.org,2002:str":
         problems.append(f"{where} (line {line}): one text is expected; put it in quotes")
@@ -252,7 +267,7 @@ def _text(node: yaml.Node, where: str, problems: list[str]) -> str:
     text = node.value.strip()
     if not text:
         problems.append(f"{where} (line {line}) is empty")
-    elif not _is_sentence(text):
+    elif not is_sentence(text):
         problems.append(f"{where} (line {line}): {text!r} does not begin with a capital or digit and end in . ! or ?: does it need quotes? "
                         "In [...] a comma that is not in quotes begins another text")
     control = CONTROL_PATTERN.search(text)
@@ -261,7 +276,7 @@ def _text(node: yaml.Node, where: str, problems: list[str]) -> str:
     return text
 
 
-def _is_sentence(text: str) -> bool:
+def is_sentence(text: str) -> bool:
     """Whether a text begins and ends as a sentence does; a piece of one that YAML has cut at a comma does not.
 
     Scripts without capitals pass, and so do quotes and brackets around it, and a question that begins with its {category}.
@@ -271,9 +286,20 @@ def _is_sentence(text: str) -> bool:
     return (first.isalnum() and not first.islower() or first == "{") and bare.endswith(ENDS)
 
 
-def _texts(node: yaml.Node, where: str, problems: list[str]) -> tuple[str, ...]:
+def take_questions(node: yaml.Node, problems: list[str]) -> dict[str, tuple[str, ...]]:
+    """Question keys to their wordings; unknown keys and slots go to `problems`."""
+    questions = {}
+    for key, item in take_mapping(node, "questions", QUESTION_KEYS, problems).items():
+        questions[key] = take_texts(item, f"questions.{key}", problems)
+        slots = {slot for question in questions[key] for slot in re.findall(r"\{[^}]*\}?", question)} - {"{category}"}
+        problems += [f"questions.{key} (line {item.start_mark.line + 1}): {slot!r} is no slot; allowed: '{{category}}'" for slot in sorted(slots)]
+    return questions
+
+
+def take_texts(node: yaml.Node, where: str, problems: list[str]) -> tuple[str, ...]:
+    """A list of at least one sentence; what is none goes to `problems`."""
     line = node.start_mark.line + 1
     if not isinstance(node, yaml.SequenceNode) or node.tag != "tag:yaml.org,2002:seq" or not node.value:
         problems.append(f"{where} (line {line}): a list of at least one text is expected")
         return ()
-    return tuple(_text(item, where, problems) for item in node.value)
+    return tuple(take_text(item, where, problems) for item in node.value)

@@ -14,54 +14,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
+from chat_serving import CountingProxy, interrupted, served  # noqa: E402
 
-class CountingProxy:
-    """Passes requests on to `url` and counts them by the text that is to be graded; `answered` counts those that came back whole."""
 
-    def __init__(self, url: str) -> None:
-        self.asked, self.answered, self.sent, self.statuses = Counter(), Counter(), {}, Counter()
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                text = json.loads(body)["messages"][-1]["content"].partition("Text to grade: ")[2].splitlines()[0]
-                proxy.asked[text] += 1
-                proxy.sent = json.loads(body)
-                request = urllib.request.Request(url.removesuffix("/v1") + self.path, body, {"Content-Type": "application/json"})
-                try:
-                    with urllib.request.urlopen(request, timeout=300) as response:
-                        status, content = response.status, response.read()
-                except urllib.error.HTTPError as error:
-                    status, content = error.code, error.read()
-                proxy.statuses[status] += 1
-                try:
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                    proxy.answered[text] += status == 200
-                except ConnectionError:  # the judge was killed while it waited
-                    return
-
-            def log_message(self, *_: object) -> None:
-                return None
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+def graded(body: dict) -> str:
+    """The text that is to be graded, as it stands in the question."""
+    return body["messages"][-1]["content"].partition("Text to grade: ")[2].splitlines()[0]
 
 
 def write_predictions(path: Path, items: int) -> None:
@@ -76,29 +40,6 @@ def write_predictions(path: Path, items: int) -> None:
                 "explanation": f"{texts.explanations[number % len(texts.explanations)]} Seen in clip {number}."}) + "\n")
 
 
-def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 180.0) -> None:
-    """Until the server answers anything: `transformers serve` answers /models with 500 where there is no hub cache to list."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/models", timeout=5):
-                return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise SystemExit(f"the server did not come up:\n{log.read_text()[-3000:]}")
-
-
-def interrupted(command: list[str], proxy: CountingProxy, after: int, number: signal.Signals) -> None:
-    """Run until `after` requests were made, then send the signal."""
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while sum(proxy.asked.values()) < after and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(number)
-    process.wait()
-
-
 def main() -> int:
     """Print what was found; 1 where an item was lost, or asked again though it was answered."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -109,29 +50,19 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=48)
     parser.add_argument("--concurrency", type=int, default=4)
     arguments = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1", PYTHONPATH=str(REPOSITORY), OMP_NUM_THREADS="1")
+    os.environ.update(HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]), OMP_NUM_THREADS="1")
     with tempfile.TemporaryDirectory() as folder:
-        server, url, model, log = None, arguments.url, arguments.model, Path(folder) / "server.log"
-        if url is None:
-            from chat_model import build_chat_model
-            model, url = str(build_chat_model(Path(folder) / "chat", taught=True)), f"http://127.0.0.1:{arguments.port}/v1"
-            with open(log, "wb") as stream:
-                command = "from transformers.cli.transformers import main; main()"
-                server = subprocess.Popen([sys.executable, "-c", command, "serve", "--host", "127.0.0.1", "--port", str(arguments.port),
-                                           "--device", "cpu"], stdout=stream, stderr=stream)
-        try:
-            if server is not None:
-                wait_for(url, server, log)
-            return measure(arguments, Path(folder), url, model)
-        finally:
-            if server is not None:
-                server.terminate()
-                server.wait(30)
+        if arguments.url is not None:
+            return measure(arguments, Path(folder), arguments.url, arguments.model)
+        from chat_model import build_chat_model
+        model = build_chat_model(Path(folder) / "chat", taught=True)
+        with served(Path(folder) / "server.log", arguments.port) as url:
+            return measure(arguments, Path(folder), url, str(model))
 
 
 def measure(arguments: argparse.Namespace, folder: Path, url: str, model: str) -> int:
     """Killed, stopped, finished, and once more from the file of replies."""
-    proxy, predictions, out = CountingProxy(url), folder / "predictions.jsonl", folder / "scores"
+    proxy, predictions, out = CountingProxy(url, graded), folder / "predictions.jsonl", folder / "scores"
     write_predictions(predictions, arguments.items)
     command = [sys.executable, "launch/score.py", "--predictions", str(predictions), "--out", str(out), "--judge", "openai", "--judge-url",
                proxy.url, "--judge-model", model, "--judge-max-tokens", str(arguments.max_tokens), "--judge-concurrency", str(arguments.concurrency)]
@@ -139,7 +70,7 @@ def measure(arguments: argparse.Namespace, folder: Path, url: str, model: str) -
     began = time.perf_counter()
     kept = []
     for share, number in ((0.3, signal.SIGKILL), (0.6, signal.SIGTERM)):
-        interrupted(command, proxy, int(share * arguments.items), number)
+        interrupted(command, REPOSITORY, proxy, int(share * arguments.items), number)
         kept.append(len(journal.read_bytes().splitlines()))
         print(f"{number.name} after {sum(proxy.asked.values())} requests: {kept[-1]} replies kept", flush=True)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)

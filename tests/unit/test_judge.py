@@ -16,9 +16,10 @@ import time
 import pytest
 from chat_server import ChatStub
 
-from vlmphys.judge import EMPTY_TEXT, FAILED_IN_A_ROW, Question
-from vlmphys.judge_client import ServerSettings
-from vlmphys.judge_journal import Journal
+from vlmphys.chat_asking import FAILED_IN_A_ROW
+from vlmphys.chat_client import ServerSettings
+from vlmphys.chat_journal import Journal
+from vlmphys.judge import EMPTY_TEXT, Question
 from vlmphys.judge_options import add_judge_arguments, budget_of, open_judge
 
 pytestmark = pytest.mark.unit
@@ -152,7 +153,7 @@ def test_the_rate_and_the_number_of_requests_at_a_time_hold(tmp_path):
 
 
 def test_a_long_run_says_how_far_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("vlmphys.judge.PROGRESS_SECONDS", 0.1)
+    monkeypatch.setattr("vlmphys.chat_asking.PROGRESS_SECONDS", 0.1)
     said: list[str] = []
 
     def slow(*_):
@@ -169,7 +170,7 @@ def test_replay_asks_nobody_and_says_what_it_does_not_have(tmp_path):
     readings, record = grade(tmp_path, "", ["b", "a", "new"], "--judge", "replay", "--judge-model", "grader")
     assert readings[:2] == first and (readings[2].grades, readings[2].problem) == (None, "not in the file of replies")
     assert record["provider"] == "replay" and record["requests"] == 0 and record["failures"] == {"not in the file of replies": 1}
-    with pytest.raises(ValueError, match="no such file of a judge's replies"):
+    with pytest.raises(ValueError, match="no such file of replies"):
         grade(tmp_path / "elsewhere", "", ["a"], "--judge", "replay")
 
 
@@ -218,7 +219,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_other_files_are_refused(tmp_path):
     with Journal(path), pytest.raises(ValueError, match="being written by another process"):
         Journal(path)
     path.write_text('{"clip_id": "fan/1"}\n')
-    with pytest.raises(ValueError, match=r"judge.jsonl:1 is no reply of a judge"):
+    with pytest.raises(ValueError, match=r"judge.jsonl:1 is no kept reply"):
         Journal(path)
     Journal(tmp_path / "again.jsonl").close()
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from vlmphys.priors import (KINDS, PARTS, StateTexts, duplicates, few_texts, known_categories, leaks, lint, load_prior, load_priors,
-                            priors_sha256, read_prior)
+from vlmphys.priors import (KINDS, PARTS, PRIORS_FOLDER, StateTexts, duplicates, few_texts, known_categories, leaks, lint, load_prior, load_priors,
+                            prior_text, priors_sha256, read_prior)
 
 pytestmark = pytest.mark.unit
 
@@ -46,6 +46,11 @@ def test_every_category_has_every_state():
     found = {category: set(prior.states) - {"anomaly_free"} for category, prior in load_priors(known_categories()).items()}
     assert {category: found[category] for category in ANOMALIES} == ANOMALIES
     assert all("anomaly_free" in prior.states for prior in load_priors(ANOMALIES).values())
+
+
+def test_priors_are_written_as_they_are_read():
+    files = sorted(PRIORS_FOLDER.glob("*.yaml"))
+    assert [prior_text(read_prior(path)) for path in files] == [path.read_text() for path in files] and len(files) == len(ANOMALIES)
 
 
 def test_library_is_clean_and_its_texts_are_short():

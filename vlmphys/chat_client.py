@@ -22,12 +22,24 @@ from urllib.parse import urlsplit
 URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_MODEL", "OPENAI_API_KEY"
 TRIED_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 # What no other item will be answered with success after: key, address or model are wrong.
-HOPELESS = {401: "the key is refused: set {key} to a valid one", 403: "the key may not use this model: give another --judge-model or key",
-            404: "no such address or model: check --judge-url (it ends in /v1 as a rule) and --judge-model",
+HOPELESS = {401: "the key is refused: set {key} to a valid one", 403: "the key may not use this model: give another {model} or key",
+            404: "no such address or model: check {url} (it ends in /v1 as a rule) and {model}",
             402: "the account has no credit left"}
 LONGEST_PAUSE_SECONDS = 60.0
 LARGEST_REPLY_BYTES = 4 << 20
 SHOWN = 200  # characters of a server's own message
+
+
+@dataclass(frozen=True)
+class Names:
+    """How messages name the one who is asked, and the flags of the command that asks."""
+
+    who: str = "the server"
+    url: str = "--api-base"
+    model: str = "--model"
+    key: str = "--key-env"
+    cache: str = "--cache"
+    budget: str = "--max-requests"
 
 
 @dataclass(frozen=True)
@@ -92,19 +104,20 @@ class ServerSettings:
     requests_per_minute: float | None = None
     max_tokens: int = 256
     json_mode: bool = False
+    names: Names = Names()
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--judge-url {parts.scheme}://...: an address such as https://api.deepseek.com/v1 or http://localhost:8000/v1 "
+            raise ValueError(f"{self.names.url} {parts.scheme}://...: an address such as https://api.deepseek.com/v1 or http://localhost:8000/v1 "
                              "is needed")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("--judge-url holds a user, a password, a query or a fragment, and addresses are written into the results: "
+            raise ValueError(f"{self.names.url} holds a user, a password, a query or a fragment, and addresses are written into the results: "
                              f"give the address alone, and the key in the environment as {self.key_variable}")
         if not self.model:
-            raise ValueError(f"the judge needs a model: give --judge-model, or set {MODEL_VARIABLE}")
+            raise ValueError(f"{self.names.who} needs a model: give {self.names.model}, or set {MODEL_VARIABLE}")
         if self.timeout_seconds <= 0 or self.tries < 1 or self.max_tokens < 1 or (self.requests_per_minute or 1) <= 0:
-            raise ValueError("the judge's time-out, tries, tokens a reply and requests a minute must be above 0")
+            raise ValueError(f"{self.names.who}'s time-out, tries, tokens a reply and requests a minute must be above 0")
         if self.key is not None and (not self.key.isascii() or not self.key.isprintable() or " " in self.key):
             raise ValueError(f"{self.key_variable} holds a space, a line break or a sign beyond ASCII: set it to the key alone")
 
@@ -118,16 +131,16 @@ class ServerSettings:
             return host == "localhost"
 
 
-def server_from(url: str | None, model: str | None, key_variable: str | None = None, **settings: object) -> ServerSettings:
+def server_from(url: str | None, model: str | None, key_variable: str | None = None, names: Names = Names(), **settings: object) -> ServerSettings:
     """Settings from flags, and from the environment where a flag is not given. Raises ValueError where address or model are in neither."""
     url = url or os.environ.get(URL_VARIABLE)
     if not url:
-        raise ValueError(f"--judge openai needs the server's address: give --judge-url, or set {URL_VARIABLE}")
+        raise ValueError(f"{names.who} needs an address: give {names.url}, or set {URL_VARIABLE}")
     name = key_variable or KEY_VARIABLE
     key = (os.environ.get(name) or "").strip() or None
     if key_variable and key is None:
-        raise ValueError(f"--judge-key-env {key_variable}: no such variable in the environment, or it is empty: set it to the key")
-    return ServerSettings(url.rstrip("/"), model or os.environ.get(MODEL_VARIABLE, ""), key, name, **settings)
+        raise ValueError(f"{names.key} {key_variable}: no such variable in the environment, or it is empty: set it to the key")
+    return ServerSettings(url.rstrip("/"), model or os.environ.get(MODEL_VARIABLE, ""), key, name, names=names, **settings)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -165,8 +178,8 @@ class ChatServer:
                 with error:
                     said = self._said(error)
                 if error.code in HOPELESS:
-                    cure = HOPELESS[error.code].format(key=settings.key_variable)
-                    raise ValueError(f"the judge at {settings.base_url} answers {error.code}: {cure} ({said})") from None
+                    cure = HOPELESS[error.code].format(key=settings.key_variable, url=settings.names.url, model=settings.names.model)
+                    raise ValueError(f"{settings.names.who} at {settings.base_url} answers {error.code}: {cure} ({said})") from None
                 failed = AskError(f"HTTP {error.code}", f"HTTP {error.code}: {said}")
                 if error.code not in TRIED_AGAIN:
                     raise failed from None

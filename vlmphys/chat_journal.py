@@ -1,6 +1,6 @@
-"""Every reply of a judge, on the disk before it counts: one JSON line each, found again by what was asked.
+"""Every reply of a chat, on the disk before it counts: one JSON line each, found again by what was asked.
 
-The key of a reply is a digest of the model and the messages, so that scoring again asks nothing twice, whatever the order,
+The key of a reply is a digest of the model and the messages, so that a second run asks nothing twice, whatever the order,
 the file of predictions or the process that asked.
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from vlmphys.files import fsync_folder
 from vlmphys.records import sha256_text
 
-JOURNAL_NAME = "judge.jsonl"
 NEEDED = ("key", "model", "kind", "text")
 
 
@@ -30,16 +29,16 @@ class Journal:
     """The replies in a file, and appending to it. Each row is flushed to the disk before `append` returns.
 
     A last line that a killed process left unfinished is dropped when the file is opened for writing, and its question asked again.
-    Raises ValueError for a file that is something else, that cannot be written, or that another process is writing.
+    Raises ValueError for a file that is something else, that cannot be written (naming `flag`, which gave it), or that another process is writing.
     """
 
-    def __init__(self, path: Path, writable: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, writable: bool = True, flag: str = "--cache") -> None:
+        self.path, self._flag = Path(path), flag
         self.rows: dict[str, dict] = {}
         self._lock = threading.Lock()
         self._stream = None
         if not writable and not self.path.is_file():
-            raise ValueError(f"no such file of a judge's replies: {self.path}")
+            raise ValueError(f"no such file of replies: {self.path}")
         if writable:
             self._open()
         try:
@@ -55,12 +54,12 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = open(self.path, "ab")
         except OSError as error:
-            raise ValueError(f"--judge-cache {self.path} cannot be written ({error.strerror}): give a file that you may write to") from error
+            raise ValueError(f"{self._flag} {self.path} cannot be written ({error.strerror}): give a file that you may write to") from error
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._stream.close()
-            raise ValueError(f"{self.path} is being written by another process: wait for it, or give another --judge-cache") from None
+            raise ValueError(f"{self.path} is being written by another process: wait for it, or give another {self._flag}") from None
         fsync_folder(self.path.parent)
 
     def _read(self) -> int:
@@ -75,7 +74,7 @@ class Journal:
                 except ValueError:
                     row = None
                 if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in NEEDED):
-                    raise ValueError(f"{self.path}:{number} is no reply of a judge ({', '.join(NEEDED)} are needed): give another file, "
+                    raise ValueError(f"{self.path}:{number} is no kept reply ({', '.join(NEEDED)} are needed): give another file, "
                                      "or delete the line")
                 self.rows[row["key"]] = row
                 whole_bytes += len(line)
