@@ -169,6 +169,10 @@ def show(result: dict[str, dict], console: Console) -> None:
     true = {category: row["auroc"][ALL] for category, row in result.items() if row["auroc"][ALL] is not None}
     short = [f"{category} {area:.3f}" for category, area in true.items() if area < ENOUGH]
     console.print(f"below {ENOUGH} with the true motion: {'; '.join(short) or 'none'}", highlight=False, soft_wrap=True)
+    few = [(category, row["auroc"][MODEL_FRAMES]) for category, row in result.items()]
+    few += [(f"{category}/{state}", areas[MODEL_FRAMES]) for category, row in result.items() for state, areas in row["anomalies"].items()]
+    low = [f"{name} {area:.3f}" for name, area in few if area is not None and area < ENOUGH]
+    console.print(f"below {ENOUGH} with {MODEL_FRAMES} even frames: {'; '.join(low) or 'none'}", highlight=False, soft_wrap=True)
     for sentence in aliased(result) or [f"no category loses more than {LOSS_LIMIT} with {MODEL_FRAMES} frames"]:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
@@ -180,8 +184,8 @@ def _figure(value: float | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--videos", required=True, help="a bench that data_prep/simulate.py wrote")
-    parser.add_argument("--frames", default=",".join(map(str, COUNTS)), help="numbers of frames, evenly from the first to the last; the model's 8 are "
-                        "always among them, once evenly and once with uneven gaps")
+    parser.add_argument("--frames", default=",".join(map(str, COUNTS)), help="numbers of frames, evenly from the first to the last; the model's 8 "
+                        "are always among them, once evenly and once with uneven gaps")
     parser.add_argument("--seed", type=int, default=0, help="of the folds and the forest")
     parser.add_argument("--grain", type=float, default=0.02, help="error of a place read from a sampled frame, in scene units "
                         "(the picture is 2 wide: .03 is a pixel of 64); angles: twice that, in radians")

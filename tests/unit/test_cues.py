@@ -60,19 +60,24 @@ def bench(tmp_path, states: dict[str, tuple[str, ...]], clips: int = 10):
 
 
 def test_the_audit_names_the_planted_leaks_and_nothing_else(tmp_path, leak_audit):
-    clips = bench(tmp_path, {"fan": ("stuck", "bent"), "lamp": ("dark",), "usb": ()})
+    clips = bench(tmp_path, {"fan": ("stuck", "bent"), "lamp": ("dark",), "slide": ("derailment", "jam"), "usb": ()})
     generator = np.random.default_rng(0)
     cues = {clip.clip_id: ClipCues({name: generator.normal(0, 1, 768 if name in PICTURE_CUES else 1) for name in CUES}) for clip in clips}
     for clip in clips:
         if clip.state == "bent":
             cues[clip.clip_id].values["last frame"][:60] += 3
+        if clip.state == "derailment":
+            cues[clip.clip_id].values["last frame"][:] += 3
         if clip.category == "lamp" and clip.label:
             cues[clip.clip_id].values["file size"] += 9
     result = leak_audit.audit(clips, cues, seed=0)
     found = leak_audit.conclusions(result)
     assert [(category, cue) for category, cue, _ in found["solved"]] == [("lamp", "file size")]
     assert [(folder, cue) for folder, cue, _ in found["stills"]] == [("fan/bent", "last frame")]
-    assert [cue for cue, _ in found["means"]] == ["file size"] and found["motion_means"] == []
+    assert [(folder, cue) for folder, _, cue, _ in found["visible"]] == [("slide/derailment", "last frame")], "one frame shows it by nature"
+    assert result["slide"]["auroc"]["last frame"] > result["slide"]["motion"]["auroc"]["last frame"] + 0.1
+    assert result["slide"]["motion"]["anomalous"] == 10 and result["fan"]["motion"]["auroc"] == result["fan"]["auroc"]
+    assert found["motion_means"] == []
     assert result["usb"]["reason"].startswith("20 normal and 0 anomalous") and set(result["usb"]["auroc"].values()) == {None}
     assert (result["fan"]["normal"], result["fan"]["anomalous"]) == (20, 20)
 
@@ -88,7 +93,7 @@ def test_the_command_reads_files_and_writes_its_figures(tmp_path, leak_audit, ca
     assert written["categories"]["fan"]["auroc"]["length"] == 1.0
     assert written["unreadable"] == ["fan/train/bad: is empty (0 bytes)"]
     out = capsys.readouterr().out
-    assert "categories that a shortcut solves (above 0.80): " in out and "fan by length 1.00" in out
+    assert "categories whose faults of motion a shortcut solves (above 0.80): " in out and "fan by length 1.00" in out
     for bad, message in ((["--categories", "fann"], "'fann' (did you mean 'fan'?)"), (["--workers", "-1"], "--workers is -1"),
                          (["--json", str(tmp_path / "none" / "x.json")], "its folder does not exist"), (["--json", str(tmp_path)], "is a folder"),
                          (["--categories", "fan, gaer,x"], "no clip of category 'gaer'; 'x': there are fan"),
@@ -110,4 +115,4 @@ def test_a_disk_that_is_full_at_the_end_is_told_in_one_sentence(tmp_path, leak_a
     assert leak_audit.main(arguments) == 2
     said = capsys.readouterr()
     assert said.err.endswith(f"error: --json {tmp_path}/leaks.json cannot be written (No space left on device): make room and run it again\n")
-    assert "categories that a shortcut solves" in said.out, "what was measured is shown all the same"
+    assert "a shortcut solves" in said.out, "what was measured is shown all the same"

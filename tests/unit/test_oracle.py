@@ -71,6 +71,7 @@ def test_it_finds_what_moves_and_names_what_8_frames_cannot_show(tmp_path, oracl
     assert any(sentence.startswith("twitch: 8 frames") for sentence in found["aliased"])
     assert not any(sentence.startswith("swing") for sentence in found["aliased"])
     assert "below 0.99 with the true motion: nothing" in out
+    assert "below 0.99 with 8 even frames: nothing" in out and "; twitch/stuck" in out
 
 
 def test_aliasing_is_judged_by_the_loss(oracle):

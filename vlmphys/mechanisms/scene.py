@@ -49,7 +49,7 @@ def sample_look(rng: np.random.Generator, category: str, appearance: str, frames
     spread = 60 if wild else 8
     colours = {role: tuple(int(v) for v in np.clip(np.array(palette[role]) + rng.integers(-spread, spread + 1, 3), 25, 250)) for role in ROLES}
     reach = 0.14 if wild else 0.03
-    jitter = 0.004 if wild else 0.002
+    jitter = 0.004 if wild else float(rng.uniform(0.0005, 0.004))
     return Look(
         variant=variant, colours=colours, proportion=(0.94, 1.0, 1.06)[variant],
         zoom=float(rng.uniform(0.8, 1.05) if wild else rng.uniform(0.96, 1.02)),
