@@ -68,9 +68,11 @@ def follow(options, folder: Path, stops: tuple[float, ...]) -> dict[int, float]:
                 process.wait()
             elif stop is None:
                 try:
-                    memory[count] = psutil.Process(process.pid).memory_info().rss / 2**20
+                    resident = psutil.Process(process.pid).memory_info().rss / 2**20
                 except psutil.NoSuchProcess:
                     break
+                if resident:                    # a process that has ended has none, until it is waited for
+                    memory[count] = resident
             time.sleep(0.1)
     return memory
 
