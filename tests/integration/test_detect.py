@@ -180,6 +180,15 @@ def test_a_missing_run_and_a_category_without_a_prior_are_one_sentence(run, vide
     assert "not trained on 'gear', only on fan, hinge" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_gone_ends_it_in_silence(run, videos, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert detect(run, videos / "fan", "--category", "fan", "--json", "--explain", "none") == 141
+    assert not capsys.readouterr().err
+
+
 def command(repository: Path, run: Path, *arguments: object, **settings) -> subprocess.Popen:
     """The command in a process of its own, which takes Ctrl-C as one in a terminal does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
