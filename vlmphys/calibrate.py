@@ -83,16 +83,20 @@ def show(facts: dict[str, Any], console: Console) -> None:
     table = Table(title="calibration on the val split", title_justify="left", show_header=False)
     errors = facts["expected_calibration_error"]
     table.add_row("temperature", f"{facts['temperature']:.3f}")
-    table.add_row("anomalous from score", f"{facts['threshold']:.3f} ({facts['threshold_rule']}"
+    table.add_row("anomalous from score", f"{facts['threshold']:.3f}, probability {facts['anomalous_from']:.3f} ({facts['threshold_rule']}"
                   + (f" {facts['target_fpr']:g})" if facts["target_fpr"] is not None else ")"))
     for key, name in (("false_positive_rate", "false positive rate"), ("true_positive_rate", "true positive rate")):
         rate = facts[key]
         if rate:
             table.add_row(name, f"{rate['value']:.3f} ({rate['clips']} of {rate['of']}), 95 % interval "
                                 f"{rate['interval95'][0]:.3f} to {rate['interval95'][1]:.3f}")
+        more = facts["false_positive_rate_of_as_many_more"]
+        if more and key == "false_positive_rate":
+            table.add_row(f"the same of {rate['of']} more clips", f"{more[0]:.3f} to {more[1]:.3f} in 95 of 100 cases")
     if errors["before"] is not None:
         held_out = "" if errors["held_out"] is None else f"; {errors['held_out']:.3f} on the half that it was not fitted on"
-        table.add_row("expected calibration error", f"{errors['before']:.3f} before, {errors['after']:.3f} after{held_out}")
+        table.add_row("expected calibration error", f"{errors['before']:.3f} before, {errors['after']:.3f} after{held_out}; "
+                      f"{errors['by_chance']:.3f} by chance, were all probabilities exact")
     console.print(table)
     for note in facts["notes"]:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,8 @@
 """From scores of val clips to a temperature and a threshold, and the file that keeps them in the run folder. No torch.
 
-probability = 1 / (1 + exp(-score / temperature)); a clip is anomalous from score >= threshold. Scores themselves are never changed.
+probability = 1 / (1 + exp(-score / temperature)); a clip is anomalous from score >= threshold. Scores themselves are never changed. The two are
+fitted apart: a probability says how likely an anomaly is, a threshold which mistakes one can bear, so that the verdict changes at
+`anomalous_from`, the probability of the threshold, which is 0.5 only where nothing was fitted.
 Shape suffix: N clips.
 """
 
@@ -22,6 +24,8 @@ VERSION = 1
 BINS = 10                       # of the expected calibration error, of equal width
 FEW_CLIPS = 30                  # of a class: below it the fit is called rough
 TEMPERATURES = (1e-2, 1e3)      # what a fit may answer
+DRAWS = 200                     # of labels, for what chance alone does to a calibration error
+LEANING = 2.58                  # standard deviations: the 99th percentile of a normal distribution, both sides
 SURE_GAIN = 1.92                # in log-likelihood: half of chi-square's 95th percentile with one degree of freedom
 CALIBRATE_AGAIN = "run vlmphys calibrate again, or delete the file to go on without a calibration"
 
@@ -91,6 +95,23 @@ def expected_calibration_error(labels_N: np.ndarray, probabilities_N: np.ndarray
     return float(np.abs(gaps).sum() / len(bin_N))
 
 
+def error_by_chance(probabilities_N: np.ndarray) -> float:
+    """The mean calibration error of clips whose probabilities are exact: bins hold few clips, so that it is above 0. Always the same draws."""
+    probabilities_N = np.asarray(probabilities_N, dtype=np.float64)
+    drawn_DN = np.random.default_rng(0).random((DRAWS, len(probabilities_N))) < probabilities_N
+    return float(np.mean([expected_calibration_error(labels_N, probabilities_N) for labels_N in drawn_DN]))
+
+
+def leaning(labels_N: np.ndarray, probabilities_N: np.ndarray) -> str | None:
+    """A sentence where the probabilities are too low or too high as a whole, beyond chance: no temperature mends a shift."""
+    expected, share = float(np.mean(probabilities_N)), float(np.mean(labels_N))
+    deviation = math.sqrt(float((probabilities_N * (1 - probabilities_N)).sum())) / len(probabilities_N)
+    if abs(share - expected) <= LEANING * deviation:
+        return None
+    return (f"the probabilities are too {'low' if expected < share else 'high'} as a whole (mean {expected:.3f}, share of anomalous val clips "
+            f"{share:.3f}), which a temperature cannot mend: go by the verdicts, whose threshold is fitted")
+
+
 def balanced_threshold(labels_N: np.ndarray, scores_N: np.ndarray) -> float:
     """The cut with the highest balanced accuracy, in the middle between two neighbouring scores; of equal ones that in the widest gap."""
     labels_N, scores_N = np.asarray(labels_N, dtype=bool), np.asarray(scores_N, dtype=np.float64)
@@ -134,6 +155,21 @@ def binomial_interval(count: int, of: int, confidence: float = 0.95) -> tuple[fl
     return low, high
 
 
+def interval_of_as_many_more(count: int, of: int) -> tuple[float, float]:
+    """Between which shares, in 95 of 100 cases at least, a further `of` normal clips lie above a threshold that stands just below the
+    `count` highest of `of` scores.
+
+    The true rate of such a threshold is distributed as Beta(count + 1, of - count), so that the further count is beta-binomial.
+    """
+    assert 0 <= count < of, (count, of)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, 2 * of + 2)))])         # of factorials
+    more = np.arange(of + 1)
+    chances = np.exp(logs[of] - logs[more] - logs[of - more] + logs[more + count] + logs[2 * of - count - 1 - more] - logs[2 * of]
+                     + logs[of] - logs[count] - logs[of - count - 1])
+    at_most = np.cumsum(chances)
+    return float(np.searchsorted(at_most, 0.025, side="right")) / of, float(np.searchsorted(at_most, 0.975)) / of
+
+
 def _solve(below) -> float:
     """Where `below` turns from true to false in [0, 1]."""
     low, high = 0.0, 1.0
@@ -171,14 +207,17 @@ def fit(labels_N: np.ndarray, scores_N: np.ndarray, target_fpr: float | None = N
         promised = max(target_fpr, 1 / (normal + 1))
         notes += [short] if short else []
     temperature = 1.0
-    errors: dict[str, Any] = {"before": None, "after": None, "held_out": None, "bins": BINS}
+    errors: dict[str, Any] = {"before": None, "after": None, "held_out": None, "by_chance": None, "bins": BINS}
     if anomalous and normal:
         temperature = chosen_temperature(labels_N, scores_N)
         if temperature == 1:
             notes.append("the temperature stays 1: these clips cannot tell another one from it")
+        probable_N = probabilities(scores_N, temperature)
         errors.update(before=expected_calibration_error(labels_N, probabilities(scores_N, 1.0)),
-                      after=expected_calibration_error(labels_N, probabilities(scores_N, temperature)),
-                      held_out=held_out_error(labels_N, scores_N))
+                      after=expected_calibration_error(labels_N, probable_N),
+                      held_out=held_out_error(labels_N, scores_N), by_chance=error_by_chance(probable_N))
+        leans = leaning(labels_N, probable_N)
+        notes += [leans] if leans else []
         if temperature > 0.9 * TEMPERATURES[1]:
             notes.append("the scores do not rise from normal to anomalous val clips: every probability is about 0.5")
     else:
@@ -186,11 +225,14 @@ def fit(labels_N: np.ndarray, scores_N: np.ndarray, target_fpr: float | None = N
     if min(normal, anomalous or normal) < FEW_CLIPS:
         notes.append(f"few val clips ({normal} normal, {anomalous} anomalous): temperature and threshold are rough, as the intervals show")
     called_N = scores_N >= threshold
-    return Calibration(temperature, threshold), {
-        "temperature": temperature, "threshold": threshold,
+    called_normal = int(called_N[~labels_N].sum())
+    found = Calibration(temperature, threshold)
+    return found, {
+        "temperature": temperature, "threshold": threshold, "anomalous_from": found.anomalous_from,
         "threshold_rule": "highest balanced accuracy" if target_fpr is None else "target false positive rate",
         "target_fpr": target_fpr, "promised_fpr": promised,
-        "false_positive_rate": Rate(int(called_N[~labels_N].sum()), normal).as_json() if normal else None,
+        "false_positive_rate": Rate(called_normal, normal).as_json() if normal else None,
+        "false_positive_rate_of_as_many_more": None if target_fpr is None else list(interval_of_as_many_more(called_normal, normal)),
         "true_positive_rate": Rate(int(called_N[labels_N].sum()), anomalous).as_json() if anomalous else None,
         "expected_calibration_error": errors, "notes": notes}
 

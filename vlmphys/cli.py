@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,10 @@ def main(argv: list[str] | None = None) -> int:
         return {"plan": plan, "doctor": doctor, "export": export, "calibrate": calibrate, "detect": detect}[arguments.command](arguments)
     except ValueError as error:
         return _refuse(str(error))
+    except BrokenPipeError:
+        # The reader has gone, as `| head` does: nothing more can be said, and what is still buffered must not fail at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         return _refuse(f"{error}; correct this (a full disk, a folder that may not be written, a file that is missing) and run the same "
                        "command again")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vlmphys.files import check_target, write_atomic, writing
 from vlmphys.layout import video_paths
 from vlmphys.predictions import Explain
 from vlmphys.records import VIDEO_SUFFIXES, Verdict
-from vlmphys.shown import Refused, card_html, page, panel
+from vlmphys.shown import NOT_JUDGED, Refused, card_html, page, panel, plain, summary
 from vlmphys.video import VideoError
 from vlmphys.watching import watch
 
@@ -81,15 +82,17 @@ def detect(options: DetectOptions, console) -> int:
     if options.html is not None:
         check_target("--html", options.html)
     paths = None if options.target is None else paths_of(options.target)
-    detector = Detector(options.run, options.priors, options.device, options.dtype)
+    with console.status(f"loading {plain(str(options.run))}") if console.is_terminal and not options.json else nullcontext():
+        detector = Detector(options.run, options.priors, options.device, options.dtype)
     detector.check_category(options.category)
     if options.category not in (AUTO, *detector.categories):
         print(f"note: the run was not trained on {options.category!r}, only on {', '.join(detector.categories)}: its verdict on it may mean nothing",
               file=sys.stderr)
-    statuses, cards = {NORMAL}, []
+    verdicts: list[str] = []
+    cards: list[str] = []
 
     def emit(found: Detection | Refused) -> None:
-        statuses.add(status_of(found))
+        verdicts.append(NOT_JUDGED if isinstance(found, Refused) else found.verdict)
         say(found, options.json, console)
         if options.html is not None:
             cards.append(card_html(found))
@@ -97,16 +100,19 @@ def detect(options: DetectOptions, console) -> int:
     def judged(path: Path) -> Detection | Refused:
         return judge(detector, path, options)
     if options.watch is not None:
-        watch(options.watch, options.state, f"{detector.label}, --category {options.category}", judged, emit, options.settle, options.until_idle)
+        watch(options.watch, options.state, f"{detector.label}, --category {options.category}", judged, emit, options.settle, options.until_idle,
+              lambda: print(f"watching {options.watch}; Ctrl-C ends it", file=sys.stderr, flush=True))
     else:
         for path in paths:
             emit(judged(path))
     if options.html is not None:
         with writing("--html", options.html, "file"):
-            write_atomic(options.html, page(cards, detector.label).encode(errors="replace"))
+            write_atomic(options.html, page(cards, detector.label, summary(verdicts)).encode(errors="replace"))
         if not options.json:
             console.print(f"page: {options.html}", highlight=False, markup=False, soft_wrap=True)
-    return next(status for status in (ERROR, ANOMALOUS, NORMAL) if status in statuses)
+    if len(verdicts) > 1 and not options.json:
+        console.print(summary(verdicts), highlight=False, markup=False)
+    return ERROR if NOT_JUDGED in verdicts else ANOMALOUS if Verdict.ANOMALOUS.value in verdicts else NORMAL
 
 
 def judge(detector: Detector, path: Path, options: DetectOptions) -> Detection | Refused:
@@ -117,13 +123,6 @@ def judge(detector: Detector, path: Path, options: DetectOptions) -> Detection |
         return detector.detect_windows(path, options.category, options.window, options.stride or options.window / 2, options.explain)
     except VideoError as error:
         return Refused(str(path), " ".join(str(error).split()))
-
-
-def status_of(found: Detection | Refused) -> int:
-    """The exit status that one clip asks for."""
-    if isinstance(found, Refused):
-        return ERROR
-    return ANOMALOUS if found.verdict == Verdict.ANOMALOUS.value else NORMAL
 
 
 def say(found: Detection | Refused, as_json: bool, console) -> None:

@@ -49,7 +49,8 @@ class Moment:
 class Detection:
     """What is said of one clip.
 
-    score: raw log-odds of Anomalous over Normal. probability, verdict (`normal` or `anomalous`): by the run's calibration, where it has one.
+    score: raw log-odds of Anomalous over Normal. probability, verdict (`normal` or `anomalous`): by the run's calibration, where it has one;
+    anomalous_from: the probability from which the verdict is anomalous, 0.5 without a calibration.
     reason: the model's own words, None where none was asked for. frames, seconds: numbers and times of the frames that were looked at
     (seconds None where the file has no frame rate). category_probability: of the category among those of the run, where it was guessed.
     timeline: every window of a video that was cut into some; score, reason and frames are then those of the highest one.
@@ -66,6 +67,7 @@ class Detection:
     seconds: tuple[float | None, ...]
     category_probability: float | None = None
     timeline: tuple[Moment, ...] = ()
+    anomalous_from: float = 0.5
     pictures: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
@@ -155,7 +157,7 @@ class Detector:
         given = self._prompt(category).given
         _, reason = last_answer(given, self.continuations[judged.verdict], judged.generated, self.tokenizer)
         return Detection(str(path), category, judged.verdict.value, self.calibration.probability(judged.score), judged.score, reason,
-                         tuple(int(number) for number in frame_index), seconds, sure, (), pictures_THWC)
+                         tuple(int(number) for number in frame_index), seconds, sure, (), self.calibration.anomalous_from, pictures_THWC)
 
     def _judge(self, category: str, clips: Sequence[np.ndarray], explain: Explain) -> list[Judged]:
         prompt = self._prompt(category).ids

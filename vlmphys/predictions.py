@@ -73,6 +73,11 @@ class Calibration:
         """The hard verdict."""
         return verdict_of(score, self.threshold)
 
+    @property
+    def anomalous_from(self) -> float:
+        """The probability from which the verdict is anomalous."""
+        return self.probability(self.threshold)
+
 
 UNCALIBRATED = Calibration()
 

@@ -24,6 +24,7 @@ from vlmphys.report import HERE, strip_data_uri
 if TYPE_CHECKING:
     from vlmphys.detector import Detection, Moment
 
+NOT_JUDGED = "not judged"
 BAR_CELLS = 20
 LINE_WIDTH, LINE_HEIGHT, LINE_MARGIN = 560, 110, 18
 
@@ -48,14 +49,15 @@ def plain(text: str) -> str:
 def panel(found: Detection) -> Panel:
     """Verdict, probability, reason and the frames that were looked at; for a long video its windows, too."""
     colour = "red" if found.verdict == Verdict.ANOMALOUS.value else "green"
-    figures = f"   probability of anomalous {found.probability:.3f}   score {found.score:+.3f}"
-    lines: list = [Text.assemble((found.verdict, f"bold {colour}"), figures), Text(f"category: {plain(found.category)}{sureness(found)}")]
+    figures = f"   probability of anomalous {found.probability:.3f}{cut_text(found)}"
+    lines: list = [Text(plain(found.source), style="bold", overflow="fold"), Text.assemble((found.verdict, f"bold {colour}"), figures),
+                   Text(f"category: {plain(found.category)}{sureness(found)}; score {found.score:+.3f}{window_text(found)}")]
     if found.reason is not None:
         lines.append(Text(f"reason: {plain(found.reason)}"))
     lines.append(Text(f"frames seen: {frames_text(found)}", style="dim"))
     if found.timeline:
         lines.append(_timeline_table(found.timeline))
-    return Panel(Group(*lines), title=Text(plain(found.source)), title_align="left", border_style=colour)
+    return Panel(Group(*lines), border_style=colour)
 
 
 def sureness(found: Detection) -> str:
@@ -63,9 +65,30 @@ def sureness(found: Detection) -> str:
     return "" if found.category_probability is None else f" (guessed, probability {found.category_probability:.3f} among the run's categories)"
 
 
+def cut_text(found: Detection) -> str:
+    """From which probability the verdict is anomalous; nothing without a calibration, where it is 0.5."""
+    return "" if found.anomalous_from == 0.5 else f" (anomalous from {found.anomalous_from:.3f})"
+
+
+def window_text(found: Detection) -> str:
+    """Which window a long video's figures are of; nothing for a clip that was judged at once."""
+    if not found.timeline:
+        return ""
+    highest = max(found.timeline, key=lambda moment: moment.score)
+    return f", the highest of {len(found.timeline)} windows, {highest.start_seconds:.1f} to {highest.stop_seconds:.1f} s"
+
+
+def summary(found: Sequence[str]) -> str:
+    """How many clips had which verdict; `found` holds verdicts, and NOT_JUDGED."""
+    kinds = (Verdict.NORMAL.value, Verdict.ANOMALOUS.value, NOT_JUDGED)
+    counts = ", ".join(f"{found.count(kind)} {kind}" for kind in kinds if kind in found)
+    return f"{len(found)} clip{'' if len(found) == 1 else 's'}" + (f": {counts}" if counts else "")
+
+
 def frames_text(found: Detection) -> str:
-    """Frame numbers with their seconds."""
-    return ", ".join(f"{number}" + ("" if second is None else f" ({second:.2f} s)") for number, second in zip(found.frames, found.seconds))
+    """Frame numbers, and the seconds of the first and the last one where they are known."""
+    numbers = ", ".join(map(str, found.frames))
+    return numbers if None in found.seconds else f"{numbers} ({found.seconds[0]:.2f} to {found.seconds[-1]:.2f} s)"
 
 
 def _timeline_table(moments: Sequence[Moment]) -> Table:
@@ -81,7 +104,7 @@ def _timeline_table(moments: Sequence[Moment]) -> Table:
 def card_html(found: Detection | Refused) -> str:
     """One clip's part of the page."""
     if isinstance(found, Refused):
-        return (f'<article class="box card"><div class="body"><h3>{escape(found.source)} <span class="tag">not judged</span></h3>'
+        return (f'<article class="box card"><div class="body"><h3>{escape(found.source)} <span class="tag">{NOT_JUDGED}</span></h3>'
                 f'<div class="answer"><div class="said">{escape(found.error)}</div></div></div></article>')
     strip = ""
     if found.pictures is not None:
@@ -93,25 +116,32 @@ def card_html(found: Detection | Refused) -> str:
     return (f'<article class="box card">{strip}<div class="body"><h3>{escape(found.source)} '
             f'<span class="tag {kind}">{escape(found.verdict)}</span></h3>'
             f'<p class="small soft">category: {escape(found.category)}{escape(sureness(found))}; '
-            f'probability of anomalous {found.probability:.3f}, score {found.score:+.3f}</p>'
+            f'probability of anomalous {found.probability:.3f}{cut_text(found)}, score {found.score:+.3f}{window_text(found)}</p>'
             f'<div class="answer">{said}</div><p class="small soft">frames seen: {escape(frames_text(found))}</p>'
-            f'{timeline_svg(found.timeline)}</div></article>')
+            f'{timeline_svg(found.timeline, found.anomalous_from)}</div></article>')
 
 
-def timeline_svg(moments: Sequence[Moment]) -> str:
-    """The probability of anomalous of each window over the video's seconds; nothing without windows."""
+def timeline_svg(moments: Sequence[Moment], anomalous_from: float) -> str:
+    """The probability of anomalous over the video's seconds, with the line from which it counts; nothing without windows.
+
+    Windows overlap: each one's bar stands around its middle, halfway to its neighbours'.
+    """
     if not moments:
         return ""
     length, base = moments[-1].stop_seconds, LINE_HEIGHT - LINE_MARGIN
     across, tall = LINE_WIDTH - 2 * LINE_MARGIN, base - 8
+    middles = [(moment.start_seconds + moment.stop_seconds) / 2 for moment in moments]
+    edges = [0.0, *((one + other) / 2 for one, other in zip(middles, middles[1:])), length]
     bars = []
-    for moment in moments:
-        left, right = (LINE_MARGIN + across * second / length for second in (moment.start_seconds, moment.stop_seconds))
+    for moment, *sides in zip(moments, edges, edges[1:]):
+        left, right = (LINE_MARGIN + across * second / length for second in sides)
         height = max(1.0, tall * moment.probability)
         kind = "anomalous" if moment.verdict == Verdict.ANOMALOUS.value else "normal"
         label = f"{moment.start_seconds:.1f} to {moment.stop_seconds:.1f} s: probability {moment.probability:.3f}, score {moment.score:+.3f}"
         bars.append(f'<rect class="{kind}" x="{left:.1f}" y="{base - height:.1f}" width="{max(1.0, right - left - 1):.1f}" height="{height:.1f}">'
                     f"<title>{label}</title></rect>")
+    bars.append(f'<path class="cut" d="M{LINE_MARGIN},{base - tall * anomalous_from:.1f} H{LINE_WIDTH - LINE_MARGIN}">'
+                f"<title>anomalous from {anomalous_from:.3f}</title></path>")
     return (f'<svg viewBox="0 0 {LINE_WIDTH} {LINE_HEIGHT}" width="{LINE_WIDTH}" height="{LINE_HEIGHT}" role="img" '
             f'aria-label="probability of anomalous over time"><path class="grid" d="M{LINE_MARGIN},{base} H{LINE_WIDTH - LINE_MARGIN}"/>'
             f'{"".join(bars)}<text x="{LINE_MARGIN}" y="{base + 12}">0 s</text>'
@@ -119,10 +149,9 @@ def timeline_svg(moments: Sequence[Moment]) -> str:
             f'<text x="{LINE_WIDTH / 2:.0f}" y="{base + 12}" text-anchor="middle" class="axis">probability of anomalous, by window</text></svg>')
 
 
-def page(cards: Sequence[str], label: str) -> str:
-    """The page: no script, no network."""
-    count = f"{len(cards)} clip{'' if len(cards) == 1 else 's'}"
-    body = (f'<header><h1>Does it move as it should?</h1><p class="soft">{count}, judged by {escape(label)}. Reasons are the model\'s own words; '
+def page(cards: Sequence[str], label: str, counts: str) -> str:
+    """The page: no script, no network. `counts`: what `summary` says."""
+    body = (f'<header><h1>Does it move as it should?</h1><p class="soft">{counts}; judged by {escape(label)}. Reasons are the model\'s own words; '
             f'nothing checks them against its verdict.</p></header><main><div class="cards">{"".join(cards)}</div></main>'
             "<footer><p>Made by vlmphys.</p></footer>")
     return Template((HERE / "report_template.html").read_text(encoding="utf-8")).substitute(

@@ -92,7 +92,7 @@ def read_frames(path: str | Path, rule: str = "official", frames: int = 8, reade
         try:
             return _read_decord(path, rule, frames, threads)
         except ReaderRefused as second:
-            raise VideoError(f"{first}; {second}") from second
+            raise VideoError(f"cannot be read as a video ({first}; {second})") from second
 
 
 def check_regular(path: Path) -> None:
@@ -239,6 +239,7 @@ def _read_decord(path: Path, rule: str, frames: int, threads: int) -> DecodedCli
         import decord
     except ImportError as error:
         raise ReaderRefused(f"decord: is not installed here ({error})") from error
+    decord.logging.set_level(decord.logging.QUIET)      # what is wrong with a file is said once, by the exception
     try:
         video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads)
         wanted = frame_indices(len(video), frames, rule)

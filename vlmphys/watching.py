@@ -120,16 +120,18 @@ def mark_of(path: Path) -> Mark | None:
 
 
 def watch(folder: Path, state: Path | None, asked: str, judge: Callable[[Path], Found], emit: Callable[[Found], None], settle_seconds: float,
-          until_idle_seconds: float | None) -> None:
+          until_idle_seconds: float | None, ready: Callable[[], None] = lambda: None) -> None:
     """Judge each clip that appears below `folder`, until nothing has come or grown for `until_idle_seconds` (None: for ever).
 
     `asked` says by which model and for which category, and must be that of the journal. A clip that changes or vanishes while it is judged
-    is not recorded: it waits anew. Raises ValueError for a folder or a journal that cannot be used.
+    is not recorded: it waits anew. `ready` is called once the journal is this process's own. Raises ValueError for a folder or a journal that
+    cannot be used.
     """
     if not folder.is_dir():
         raise ValueError(f"--watch {folder}: no such folder; make it first")
     clips = Folder(folder, settle_seconds)
     with Journal(state or folder / JOURNAL, asked) as journal:
+        ready()
         busy = time.monotonic()
         while True:
             for clip, mark in clips.at_rest(journal.done):

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from vlmphys.video import (KNOWS_UNREFERENCED, PACKET_IS_FRAME, DecodedClip, ReaderRefused, VideoError, check_regular, check_whole, fps_of,
+from vlmphys.video import (KNOWS_UNREFERENCED, PACKET_IS_FRAME, DecodedClip, VideoError, check_regular, check_whole, fps_of,
                            frame_indices, rgb_of, stacked, video_stream)
 
 
@@ -71,7 +71,7 @@ def read_windows(path: str | Path, window_seconds: float, stride_seconds: float,
     except _NotOneForOne as error:
         raise VideoError(f"is damaged: {error}") from error
     except (av.error.FFmpegError, OSError) as error:
-        raise ReaderRefused(f"PyAV: {error.strerror or error}") from error
+        raise VideoError(f"cannot be read as a video (PyAV: {error.strerror or error})") from error
 
 
 def window_starts(length_seconds: float, window_seconds: float, stride_seconds: float) -> list[float]:

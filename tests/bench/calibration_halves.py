@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmphys.calibration import expected_calibration_error, fit, probabilities
+from vlmphys.calibration import error_by_chance, expected_calibration_error, fit, probabilities
 from vlmphys.predictions import read_predictions
 
 
@@ -31,12 +31,14 @@ def main() -> None:
                              for value in (1, calibration.temperature))
             rate = float((table.scores_N[other][~labels_N[other]] >= calibration.threshold).mean())
             low, high = facts["false_positive_rate"]["interval95"]
-            found.append((before, after, after < before, after > before, calibration.temperature, rate, low <= rate <= high))
-        before, after, fell, rose, temperature, rate, within = np.mean(found, axis=0)
+            lowest, highest = facts["false_positive_rate_of_as_many_more"]
+            found.append((before, after, error_by_chance(probabilities(table.scores_N[other], calibration.temperature)), after < before,
+                          after > before, calibration.temperature, rate, low <= rate <= high, lowest <= rate <= highest))
+        before, after, chance, fell, rose, temperature, rate, within, as_told = np.mean(found, axis=0)
         print(f"{path}: {len(labels_N)} clips, {options.cuts} cuts: calibration error {before:.4f} before, {after:.4f} after, "
-              f"fell in {fell:.1%}, rose in {rose:.1%}; "
+              f"{chance:.4f} by chance alone; fell in {fell:.1%}, rose in {rose:.1%}; "
               f"temperature {temperature:.2f}; false positive rate {rate:.4f} at a target of {options.target_fpr:g}, "
-              f"within the fitted half's interval in {within:.1%}")
+              f"within the fitted half's interval of the true rate in {within:.1%}, of that of as many more clips in {as_told:.1%}")
 
 
 if __name__ == "__main__":

@@ -134,7 +134,8 @@ def test_one_clip_has_predicts_score_and_its_status(run, tiny_model_folder, vide
         capsys.readouterr()
         assert detect(anomalous_from(run, threshold), clip, "--category", "fan") == status
         out = capsys.readouterr().out
-        assert verdict in out and "reason:" in out and "frames seen: 0 (0.00 s)" in out
+        assert verdict in out and "reason:" in out and "frames seen: 0, 1, 3, 4, 6, 7, 9, 11 (0.00 to 0.18 s)" in out
+        assert f"(anomalous from {0 if threshold < 0 else 1:.3f})" in out
 
 
 def test_a_folder_a_list_and_what_cannot_be_judged(run, videos, tmp_path, capsys, monkeypatch):
@@ -155,7 +156,7 @@ def test_a_folder_a_list_and_what_cannot_be_judged(run, videos, tmp_path, capsys
     assert captured.err.count("error: ") == 3 and "Traceback" not in captured.err
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;alert" in page and "<script>alert" not in page and page.count("data:image/jpeg;base64,") == 1
-    assert page.count("not judged") == 3 and "http" not in page.replace("http-equiv", "")
+    assert page.count(">not judged<") == 3 and "4 clips: 1 normal, 3 not judged" in page and "http" not in page.replace("http-equiv", "")
     assert detect(run, hostile, "--category", "fan") == 0 and "\x1b<" not in capsys.readouterr().out
 
 
@@ -179,6 +180,64 @@ def test_a_missing_run_and_a_category_without_a_prior_are_one_sentence(run, vide
     assert "not trained on 'gear', only on fan, hinge" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_gone_ends_it_in_silence(run, videos, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert detect(run, videos / "fan", "--category", "fan", "--json", "--explain", "none") == 141
+    assert not capsys.readouterr().err
+
+
+def command(repository: Path, run: Path, *arguments: object, **settings) -> subprocess.Popen:
+    """The command in a process of its own, which takes Ctrl-C as one in a terminal does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen([sys.executable, "-m", "vlmphys.cli", "detect", "--run", str(run), "--device", "cpu", *map(str, arguments)],
+                            cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": str(repository)}, **settings)
+
+
+def test_statuses_a_second_watcher_and_a_stop_through_the_command_itself(run, videos, repository, tmp_path):
+    normal, faulty = anomalous_from(run, 1e3), anomalous_from(Path(shutil.copytree(run, tmp_path / "faulty")), -1e3)
+    folder, text = tmp_path / "line", tmp_path / "text.mp4"
+    text.write_text("no video\n")
+    folder.mkdir()
+    common = ("--category", "fan", "--explain", "none")
+    one = command(repository, normal, videos / "fan/train/0000.mp4", *common)
+    out, err = one.communicate(timeout=300)
+    assert one.returncode == 0 and "normal" in out and not err
+    two = command(repository, faulty, "-", *common, "--json", stdin=subprocess.PIPE)
+    out, err = two.communicate(f"{videos / 'fan/train/0000.mp4'}\n", timeout=300)
+    assert two.returncode == 3 and json.loads(out)["verdict"] == "anomalous" and not err
+    three = command(repository, faulty, text, *common)
+    out, err = three.communicate(timeout=300)
+    assert three.returncode == 2 and not out and "cannot be read as a video" in err.splitlines()[-1] and "Traceback" not in err
+    watcher = command(repository, normal, "--watch", folder, *common)
+    assert "Ctrl-C ends it" in watcher.stderr.readline()
+    second = command(repository, normal, "--watch", folder, *common)
+    out, err = second.communicate(timeout=300)
+    assert second.returncode == 2 and "another process watches with this journal" in err and err.count("\n") == 1
+    watcher.send_signal(signal.SIGINT)
+    out, err = watcher.communicate(timeout=60)
+    assert watcher.returncode == 130 and err == "stopped\n"
+
+
+def test_the_documented_python_runs(run, repository, tmp_path, monkeypatch, capsys):
+    text = (repository / "launch/README.md").read_text()
+    [example] = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs/NAME")
+    encode_clip(tmp_path / "CLIP.mp4", frames=12, height=48, width=64)
+    encode_clip(tmp_path / "LONG.mp4", frames=60, height=48, width=64, rate=5)
+    (tmp_path / "TEXT.mp4").write_text("no video\n")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "launch/README.md", "exec"), {})
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].startswith("fan CLIP.mp4 (0, 1, 3, 4, 6, 7, 9, 11)") and out[1].endswith("(8, 32, 32, 3)")
+    assert [line.split()[:2] for line in out[2:-1]] == [[f"{2.0 * start}", f"{2.0 * start + 4}"] for start in range(5)]
+    assert "cannot be read as a video" in out[-1]
+
+
 def test_a_video_of_two_minutes_has_a_timeline(run, tmp_path, capsys):
     clip = encode_clip(tmp_path / "long.mp4", frames=600, height=48, width=64, rate=5)
     page = tmp_path / "page.html"
@@ -189,7 +248,7 @@ def test_a_video_of_two_minutes_has_a_timeline(run, tmp_path, capsys):
     assert spans == [(2 * number, 2 * number + 4) for number in range(59)]
     best = max(row["timeline"], key=lambda moment: moment["score"])
     assert row["score"] == best["score"] and best["start_seconds"] <= row["seconds"][0] < row["seconds"][-1] < best["stop_seconds"]
-    assert page.read_text().count("<rect ") == 59
+    assert page.read_text().count("<rect ") == 59 and f"the highest of 59 windows, {best['start_seconds']:.1f} to" in page.read_text()
     # A window is judged as a clip of these frames alone would be.
     from vlmphys import Detector
     from vlmphys.pixels import fit_frames

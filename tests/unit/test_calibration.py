@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import beta, betabinom
 
-from vlmphys.calibration import (balanced_threshold, binomial_interval, expected_calibration_error, fit, fit_temperature, probabilities,
-                                 read_calibration, threshold_for_rate, write_calibration)
+from vlmphys.calibration import (balanced_threshold, binomial_interval, error_by_chance, expected_calibration_error, fit, fit_temperature,
+                                 interval_of_as_many_more, probabilities, read_calibration, threshold_for_rate, write_calibration)
 from vlmphys.predictions import UNCALIBRATED, Calibration
 
 pytestmark = pytest.mark.unit
@@ -33,6 +33,49 @@ def test_on_a_held_out_half_the_calibration_error_falls():
     before, after = (expected_calibration_error(labels_N[400:], probabilities(scores_N[400:], value)) for value in (1, found.temperature))
     stated = facts["expected_calibration_error"]
     assert after < 0.5 * before and stated["after"] < stated["before"] and stated["held_out"] < 0.5 * stated["before"] and not facts["notes"]
+
+
+@pytest.mark.parametrize(("sharpened", "falls"), [(0.25, True), (0.5, True), (0.8, False), (1, False), (1.25, False), (2, True), (4, True)])
+def test_on_as_many_clips_as_the_quickstart_has_the_error_falls_where_there_is_one_and_is_not_worse_elsewhere(sharpened, falls):
+    errors = []
+    for seed in range(60):
+        labels_N, scores_N = drawn(176, sharpened, seed)
+        temperature = fit(labels_N[:88], scores_N[:88])[0].temperature
+        errors.append([expected_calibration_error(labels_N[88:], probabilities(scores_N[88:], value)) for value in (1, temperature)])
+    before, after = np.mean(errors, axis=0)
+    assert after < before - 0.01 if falls else after < before + 0.005
+    assert not falls or after < 0.11, "which is what exact probabilities show on 88 clips, and a little more"
+
+
+def test_of_exact_probabilities_the_error_by_chance_is_what_they_show():
+    labels_DN, scores_DN = zip(*(drawn(88, 1, seed) for seed in range(300)))
+    seen = np.mean([expected_calibration_error(labels_N, probabilities(scores_N, 1)) for labels_N, scores_N in zip(labels_DN, scores_DN)])
+    told = np.mean([error_by_chance(probabilities(scores_N, 1)) for scores_N in scores_DN[:30]])
+    assert told == pytest.approx(seen, rel=0.08) and seen > 0.05
+
+
+def test_probabilities_that_lean_to_one_side_are_said():
+    labels_N, scores_N = drawn(400, 1)
+    assert not any("as a whole" in note for note in fit(labels_N, scores_N)[1]["notes"])
+    for shift, way in ((-3, "low"), (3, "high")):
+        found, facts = fit(labels_N, scores_N + shift)
+        assert any(f"too {way} as a whole" in note for note in facts["notes"])
+        assert found.threshold == pytest.approx(shift, abs=1.5), "the threshold goes along"
+        assert facts["anomalous_from"] == found.probability(found.threshold) and (facts["anomalous_from"] < 0.5) == (shift < 0)
+
+
+@pytest.mark.parametrize(("count", "of"), [(0, 48), (5, 120), (1, 99), (47, 48)])
+def test_what_as_many_more_clips_show_is_beta_binomial(count, of):
+    assert interval_of_as_many_more(count, of) == pytest.approx(betabinom.ppf([0.025, 0.975], of, count + 1, of - count) / of)
+
+
+def test_as_many_more_normal_clips_show_a_rate_within_its_interval_as_often_as_promised():
+    generator, inside = np.random.default_rng(5), 0
+    for _ in range(400):
+        _, facts = fit(np.zeros(120), generator.random(120), target_fpr=0.05)
+        low, high = facts["false_positive_rate_of_as_many_more"]
+        inside += low <= (generator.random(120) > facts["threshold"]).mean() <= high
+    assert inside >= 0.93 * 400
 
 
 def test_the_true_rate_of_false_alarms_is_within_its_interval_as_often_as_promised():
