@@ -212,7 +212,8 @@ class Predictions:
 
     scores_N: float64, NaN where the score is missing. labels_N: int8, 0 or 1. anomalous_N, unparsed_N: bool, from the
     verdict column; both are None where the file has no such column. The constants are None where the file does not say, or
-    says several things; `data_fingerprints` are all that its rows carry. absent: clips of --labels without a row; duplicates: rows left
+    says several things; `data_fingerprints` are all that its rows carry. probabilities_N: float64, of Anomalous, NaN where there is none; None
+    where the rows are not ours, whose `probability` might be of something else. absent: clips of --labels without a row; duplicates: rows left
     out because they repeat another one.
     """
 
@@ -230,6 +231,7 @@ class Predictions:
     data_fingerprints: frozenset[str] = frozenset()
     absent: int = 0
     duplicates: int = 0
+    probabilities_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -261,7 +263,7 @@ class _Columns:
     def __init__(self, path: Path, sources: dict[str, dict[str, int]]) -> None:
         self.path, self.sources = path, sources
         self.clip_ids, self.categories, self.states, self.explanations = [], [], [], []
-        self.labels, self.scores, self.verdicts, self.lines = [], [], [], []
+        self.labels, self.scores, self.verdicts, self.lines, self.probabilities = [], [], [], [], []
         self.places: dict[str, int] = {}
         self.constants: dict[str, set] = {key: set() for key in CONSTANTS}
         self.duplicates = 0
@@ -274,10 +276,10 @@ class _Columns:
         clip_id = _clip_id(row, path, number)
         label, score, verdict = _label(row, path, number, self.sources, clip_id), _score(row, path, number), None
         category, state = row.get("category"), row.get("state")
-        explanation = None
+        explanation = probability = None
         plain = len(row) == 3 and "label" in row     # clip, label and score, and nothing else to look for
         if not plain:
-            verdict, explanation = _verdict(row, path, number), row.get("explanation")
+            verdict, explanation, probability = _verdict(row, path, number), row.get("explanation"), _probability(row, path, number)
         if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
             # NaN, a missing score, equals itself here.
             if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
@@ -295,6 +297,7 @@ class _Columns:
         self.scores.append(score)
         self.verdicts.append(verdict)
         self.explanations.append(explanation)
+        self.probabilities.append(probability)
         self.lines.append(number)
         if not plain:
             for key, values in self.constants.items():
@@ -320,7 +323,8 @@ class _Columns:
             explanations=self.explanations,
             constants={key: next(iter(values)) if len(values) == 1 else None for key, values in self.constants.items()},
             data_fingerprints=frozenset(str(value) for value in self.constants["data_fingerprint"] if value),
-            absent=absent, duplicates=self.duplicates)
+            absent=absent, duplicates=self.duplicates,
+            probabilities_N=(np.array(self.probabilities, dtype=np.float64) if any(value is not None for value in self.probabilities) else None))
 
 
 def read_labels(path: Path) -> dict[str, int]:
@@ -379,6 +383,20 @@ def _score(row: dict, path: Path, number: int) -> float:
         return float(score)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}:{number}: score {score!r} is no number") from error
+
+
+def _probability(row: dict, path: Path, number: int) -> float | None:
+    """The probability of Anomalous of a row of ours, None where it has none."""
+    stored = row.get("probability")
+    if stored is None or not row.get("data_fingerprint"):
+        return None
+    try:
+        value = float(stored)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{path}:{number}: probability {stored!r}: a number from 0 to 1 is allowed, or none")
+    return value
 
 
 def _verdict(row: dict, path: Path, number: int) -> Verdict | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmphys.calibration import calibration_record
 from vlmphys.metrics import (Figure, accuracy, auroc, average_precision, bootstrap_auroc, interval95, verdict_auroc,
                              verdict_rates)
 from vlmphys.predictions import Predictions
@@ -102,6 +103,7 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         "n": len(predictions),
         "n_anomalous": int(predictions.labels_N.sum()),
         "warnings": _warnings(predictions, per_category, tied, one_verdict, split, quarantined),
+        "calibration": calibration_record(predictions),
         "per_category": per_category,
         "average": mean_record(per_category, list(per_category), replicates, strict=False),
         "average_21": mean_record(per_category, published_21, replicates, strict=True),

@@ -18,7 +18,8 @@ from vlmphys.charts import histogram_svg, roc_svg
 from vlmphys.comparison import ablation_tables, compare_runs
 from vlmphys.predictions import read_predictions
 from vlmphys.published import beside_table, published_rows_table
-from vlmphys.report import last_losses, outcome_of, pick_clips, strip_data_uri, write_html
+from vlmphys.report import last_losses, write_html
+from vlmphys.report_clips import outcome_of, pick_clips, strip_data_uri
 from vlmphys.scoring import score_predictions
 
 pytestmark = pytest.mark.unit
@@ -134,7 +135,7 @@ def test_cards_carry_what_the_filter_reads(scored):
     assert {"fan", 'ge"ar<b>', "right", "wrong", "missed", "false-alarm", "uncertain"} <= options
     for card, pick in zip(cards, picks.values()):
         outcome = outcome_of(predictions["one"], pick.rows["one"], 0.0)
-        marks = set(card["data-outcomes"].split())
+        marks = set(card["data-kinds"].split())
         assert ("right" in marks) == (outcome == "right") and ("wrong" in marks) == (outcome != "right")
         assert ("missed" in marks) == (outcome == "missed") and ("uncertain" in marks) == ("uncertain" in pick.kinds)
 
