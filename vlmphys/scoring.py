@@ -206,6 +206,9 @@ def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: 
     for name, record in per_category.items():
         if "auroc" in record["reasons"]:
             found.append(f"{name}: {record['reasons']['auroc']}, so its AUROC is undefined")
+    if predictions.uncategorised:
+        found.append("no clip has a category, and all of them are scored as one: add a category column, or begin the clip ids with it "
+                     "(fan/test/stuck/0003)")
     if tied:
         found.append(f"all scores are equal in {_named(tied)}: an AUROC of 0.5 says nothing there")
     if one_verdict:
