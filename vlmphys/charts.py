@@ -47,7 +47,8 @@ def calibration_svg(bins: Sequence[Mapping], title: str) -> str:
     parts.append(f'<polyline class="run" points="{" ".join(places)}"/>')
     for found, place in zip(bins, places):
         x, y = place.split(",")
-        parts.append(f'<circle class="dot" cx="{x}" cy="{y}" r="{1.5 + 4 * (found["n"] / most) ** 0.5:.1f}"><title>{found["n"]:,} clips, mean probability '
+        radius = 1.5 + 4 * (found["n"] / most) ** 0.5
+        parts.append(f'<circle class="dot" cx="{x}" cy="{y}" r="{radius:.1f}"><title>{found["n"]:,} clips, mean probability '
                      f'{found["mean_probability"]:.2f}, {found["share_anomalous"]:.0%} anomalous</title></circle>')
     return "".join(parts) + "</svg>"
 

@@ -213,9 +213,9 @@ class Predictions:
 
     scores_N: float64, NaN where the score is missing. labels_N: int8, 0 or 1. anomalous_N, unparsed_N: bool, from the
     verdict column; both are None where the file has no such column. The constants are None where the file does not say, or
-    says several things; `data_fingerprints` are all that its rows carry. probabilities_N: float64, of Anomalous, NaN where there is none; None
-    where the rows are not ours, whose `probability` might be of something else. uncategorised: no clip has a category, and all of them are one, NO_CATEGORY. absent: clips of --labels without a row; duplicates: rows left
-    out because they repeat another one.
+    says several things; `data_fingerprints` are all that its rows carry. absent: clips of --labels without a row; duplicates: rows left
+    out because they repeat another one. probabilities_N: float64, of Anomalous, NaN where there is none; None where the rows are not ours, whose
+    `probability` might be of something else. uncategorised: no clip has a category, and all of them are of one, NO_CATEGORY.
     """
 
     path: Path

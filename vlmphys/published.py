@@ -140,7 +140,8 @@ def published_note(runs: Mapping[str, dict]) -> str | None:
     if not shared:
         return None
     given = ", ".join(dict.fromkeys(source["supervision"].values()))
-    means = ", ".join(f"{variant} {mean_over(source['rows'], variant, shared):.3f} ({printed:.3f})" for variant, printed in source["printed_mean"].items())
+    means = ", ".join(f"{variant} {mean_over(source['rows'], variant, shared):.3f} ({printed:.3f})"
+                      for variant, printed in source["printed_mean"].items())
     return (f"{source['source']}, AUROC of the {FIGURE_OF['table3']}, {given}: mean over the {len(shared)} shared categories (as printed, over "
             f"{len(source['rows'])}): {means}; other clips than these; the report has all published rows")
 
@@ -163,15 +164,14 @@ def ablation_beside(runs: Mapping[str, dict]) -> TextTable | None:
     for variant, names in of_variant.items():
         columns += [*((variant, name) for name in names), (variant, None)]
         header += [*(name if name == variant else f"{name} ({variant})" for name in names), f"{variant}, paper"]
-    for category in shared:
-        rows.append([category, *(_figure(source["rows"][category][variant] if name is None else runs[name]["per_category"][category]["auroc_verdict"])
-                                 for variant, name in columns)])
     values = [[source["rows"][category][variant] if name is None else runs[name]["per_category"][category]["auroc_verdict"] for category in shared]
               for variant, name in columns]
+    rows += [[category, *map(_figure, row)] for category, row in zip(shared, zip(*values))]
     rows.append([f"mean of these {len(shared)}", *(_figure(None if None in column else float(np.mean(column))) for column in values)])
-    rows.append([f"as printed, of {len(source['rows'])}", *(_figure(source["printed_mean"][variant] if name is None else None) for variant, name in columns)])
-    notes = [f"AUROC of the hard verdict, (TPR + TNR) / 2; paper: {source['source']}, {source['supervision']['multi_turn']}; its clips are others, and "
-             "its split is not published"]
+    rows.append([f"as printed, of {len(source['rows'])}",
+                 *(_figure(source["printed_mean"][variant] if name is None else None) for variant, name in columns)])
+    notes = [f"AUROC of the hard verdict, (TPR + TNR) / 2; paper: {source['source']}, {source['supervision']['multi_turn']}; its clips are others, "
+             "and its split is not published"]
     return TextTable("The ablation beside the paper's", header, rows, notes, frozenset({len(rows) - 2, len(rows) - 1}))
 
 
@@ -195,9 +195,10 @@ def texts_beside(runs: Mapping[str, dict]) -> TextTable | None:
             values = [scores["per_category"][category][TEXT_COLUMNS[title]] for category in shared]
             means.append(_figure(None if None in values else float(np.mean(values))))
     rows.append([f"mean of these {len(shared)}", *means, *(_figure(mean_over(source["rows"], column, shared)) for column in methods)])
-    rows.append([f"as printed, of {len(source['rows'])}", *([UNDEFINED] * len(means)), *(_figure(source["printed_mean"][column]) for column in methods)])
-    notes = [f"published: {source['source']}; neither its sentence model nor its judge's prompt is published, so that figures of this scorer are not on "
-             "its scale", *difference_notes(("table2",))]
+    printed = [_figure(source["printed_mean"][column]) for column in methods]
+    rows.append([f"as printed, of {len(source['rows'])}", *([UNDEFINED] * len(means)), *printed])
+    notes = [f"published: {source['source']}; neither its sentence model nor its judge's prompt is published, so that figures of this scorer are not "
+             "on its scale", *difference_notes(("table2",))]
     return TextTable("Explanations beside the published ones", header, rows, notes, frozenset({len(rows) - 2, len(rows) - 1}))
 
 

@@ -124,8 +124,8 @@ def _loss_table(losses: Mapping[str, dict]) -> str:
              + "".join(f"<td>{row[key]:.4f}</td>" if isinstance(row.get(key), (int, float)) else "<td>–</td>" for key in keys) + "</tr>"
              for name, row in losses.items()]
     return ('<h2>Training loss by turn</h2><p class="soft small">Mean negative log-likelihood of a supervised token, '
-            'over the last logged window; for the verdict, of a whole verdict (chance between two: 0.693).</p><div class="box scroll"><table>'
-            '<thead><tr><th>run</th><th>step</th>'
+            'over the last logged window; for the verdict, of a whole verdict (chance between two: 0.693).</p>'
+            '<div class="box scroll"><table><thead><tr><th>run</th><th>step</th>'
             + "".join(f"<th>{LOSSES[key]}</th>" for key in keys) + f'</tr></thead><tbody>{"".join(lines)}</tbody></table></div>')
 
 

@@ -99,8 +99,9 @@ def _verdicts_by_state(runs: Mapping[str, dict], predictions: Mapping[str, Predi
         clips = " / ".join(dict.fromkeys(f"{sum(said):,}" for said in of_runs.values()))
         lines.append(f'<tr><th scope="row">{escape(category)}</th><td>{escape(state) or truth} <span class="soft">({truth})</span></td>'
                      f'<td>{clips}</td>{cells}</tr>')
+    categories = len({category for category, _, _ in counts})
     return ('<h2>Verdicts by state</h2><details class="box scroll"><summary>'
-            f'{len(counts)} states of {len({key[0] for key in counts})} categories</summary><table class="states"><thead>{groups}'
+            f'{len(counts)} states of {categories} {"category" if categories == 1 else "categories"}</summary><table class="states"><thead>{groups}'
             f'<tr><th>category</th><th>true state</th><th>clips</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></details>')
 
 
@@ -115,9 +116,9 @@ def _causes_by_state(name: str, scores: Mapping, named: bool) -> str:
         said = list(dict.fromkeys([*confusion, *(state for counts in confusion.values() for state in counts)]))
         lines = "".join(
             f'<tr><th scope="row">{escape(true)}</th>' + "".join(
-                f'<td class="{"ok" if state == true else "bad" if counts.get(state) else ""}">{counts.get(state, 0):,}</td>' for state in said) + "</tr>"
-            for true, counts in confusion.items())
-        tables.append(f'<div class="box scroll"><table class="states"><thead><tr><th>{escape(category)}</th>'
+                f'<td class="{"ok" if state == true else "bad" if counts.get(state) else ""}">{counts.get(state, 0):,}</td>'
+                for state in said) + "</tr>" for true, counts in confusion.items())
+        tables.append(f'<div class="box scroll"><table><thead><tr><th>{escape(category)}</th>'
                       f'{"".join(f"<th>{escape(state)}</th>" for state in said)}</tr></thead><tbody>{lines}</tbody></table></div>')
     if not tables:
         return ""

@@ -3,7 +3,8 @@
 
 Scores and explanations of 4,034 clips over 22 categories are drawn by seed; the film strips show simulated mechanisms in the wild appearance, with
 sensor noise, at 224 pixels, or pure noise, which no JPEG compresses. Prints the size of report.html, the seconds that writing it took, and, where a
-Chromium is there, the seconds to the load event (the median of five), console errors, requests, and what the filters leave. --check fails above
+Chromium is there, the seconds to the load event (the median of five) with the browser's processor time,
+console errors, requests, and what the filters leave. --check fails above
 15 MB or 3 s, and for an error, a request, a script that ran out of an explanation, or a filter that shows other cards than those marked.
 """
 
@@ -62,9 +63,10 @@ def write_predictions(path: Path, rows: list[tuple[str, str, str]], seed: int) -
             text = load_prior(category).texts_of(state).explanations[0]
             said = verdict_answer(true_verdict(state if (score >= 0) == bool(label) else "anomaly_free"), text)
             stream.write(json.dumps({
-                "clip_id": clip_id, "category": category, "state": state, "label": label, "score": score, "probability": 1 / (1 + np.exp(-score)),
-                "verdict": "anomalous" if score >= 0 else "normal", "explanation": said + (SCRIPT if number % 10 == 0 else ""), "variant": "multi_turn",
-                "model": "bench", "grounding": "prior", "data_fingerprint": "0" * 64}) + "\n")
+                "clip_id": clip_id, "category": category, "state": state, "label": label, "score": score,
+                "probability": 1 / (1 + np.exp(-score)), "verdict": "anomalous" if score >= 0 else "normal",
+                "explanation": said + (SCRIPT if number % 10 == 0 else ""),
+                "variant": "multi_turn", "model": "bench", "grounding": "prior", "data_fingerprint": "0" * 64}) + "\n")
 
 
 def frames_of(rows: list[tuple[str, str, str]], kind: str):
@@ -135,8 +137,8 @@ def main() -> int:
         report = folder / "report.html"
         report.write_text(page, encoding="utf-8")
         size = report.stat().st_size / 1e6
-        print(f"{arguments.clips:,} clips, {len(PHYS_AD_CATEGORIES)} categories, {arguments.runs} run(s), {page.count('<article')} cards, {arguments.frames} "
-              f"frames: {size:.2f} MB, written in {time.perf_counter() - begun:.1f} s")
+        print(f"{arguments.clips:,} clips, {len(PHYS_AD_CATEGORIES)} categories, {arguments.runs} run(s), {page.count('<article')} cards, "
+              f"{arguments.frames} frames: {size:.2f} MB, written in {time.perf_counter() - begun:.1f} s")
         failed = size > MOST_MB
         if chromium_path() is None:
             print("no chromium here: not opened")
@@ -146,12 +148,13 @@ def main() -> int:
             seconds = [browser.open(report) for _ in range(5)]
             taken = (browser.cpu_seconds() - before) / len(seconds)
             ran, wrong = browser.run("Boolean(window.ran)"), wrong_filters(browser)
-            print(f"opened in {statistics.median(seconds):.2f} s (median of {', '.join(f'{value:.2f}' for value in seconds)}), {taken:.2f} s of processor time each; console errors: "
-                  f"{len(browser.errors)}, requests: {len(browser.requests)}, a script of a text ran: {ran}, wrong filters: {len(wrong)}")
+            print(f"opened in {statistics.median(seconds):.2f} s (median of {', '.join(f'{value:.2f}' for value in seconds)}), {taken:.2f} s of "
+                  f"processor time each; console errors: {len(browser.errors)}, requests: {len(browser.requests)}, a script of a text ran: {ran}, wrong filters: {len(wrong)}")
             print("\n".join([*browser.errors[:5], *browser.requests[:5], *wrong[:5]]))
             if arguments.out:
                 browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-                for name, width, dark in (("wide_light", 1280, False), ("wide_dark", 1280, True), ("narrow_light", 390, False), ("narrow_dark", 390, True)):
+                for name, width, dark in (("wide_light", 1280, False), ("wide_dark", 1280, True), ("narrow_light", 390, False),
+                                          ("narrow_dark", 390, True)):
                     for part, mark in (("top", "h1"), ("published", "h2:nth-of-type(3)"), ("curves", ".panels.wide"), ("states", "details"),
                                        ("clips", "#clips")):
                         top = browser.run(f"document.querySelector('{mark}').getBoundingClientRect().top + scrollY - 20")
