@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SECONDS = 120.0
+SECONDS = 300.0
 
 
 def chromium_path() -> str | None:

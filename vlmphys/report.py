@@ -111,7 +111,8 @@ def _score_table(runs: Mapping[str, dict]) -> str:
     caption = "; ".join(f"{title}: {COLUMN_HELP[key]}" for key, title in columns.items())
     return (f'<h2>Detection</h2><div class="box scroll"><table>'
             f'<thead>{groups}<tr><th>category</th><th>clips</th><th>anom.</th>{titles}</tr></thead>'
-            f'<tbody>{"".join(lines)}</tbody></table></div><p class="soft small">{escape(caption)}. A dash is an undefined figure: hover for the reason.</p>'
+            f'<tbody>{"".join(lines)}</tbody></table></div>'
+            f'<p class="soft small">{escape(caption)}. A dash is an undefined figure: hover for the reason.</p>'
             f'<ul class="notes soft small">{"".join(f"<li>{escape(note)}</li>" for note in notes(runs, warnings=False))}</ul>')
 
 

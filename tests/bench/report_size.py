@@ -149,7 +149,8 @@ def main() -> int:
             taken = (browser.cpu_seconds() - before) / len(seconds)
             ran, wrong = browser.run("Boolean(window.ran)"), wrong_filters(browser)
             print(f"opened in {statistics.median(seconds):.2f} s (median of {', '.join(f'{value:.2f}' for value in seconds)}), {taken:.2f} s of "
-                  f"processor time each; console errors: {len(browser.errors)}, requests: {len(browser.requests)}, a script of a text ran: {ran}, wrong filters: {len(wrong)}")
+                  f"processor time each; console errors: {len(browser.errors)}, requests: {len(browser.requests)}, "
+                  f"a script of a text ran: {ran}, wrong filters: {len(wrong)}")
             print("\n".join([*browser.errors[:5], *browser.requests[:5], *wrong[:5]]))
             if arguments.out:
                 browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")

@@ -133,7 +133,8 @@ def test_the_calibration_curve_and_its_error_are_those_of_the_rows(tmp_path):
     # Six clips at 0.9, four of them anomalous; two at 0.2, none of them.
     assert found["ece"] == pytest.approx((6 * abs(4 / 6 - 0.9) + 2 * 0.2) / 8) and [part["n"] for part in found["bins"]] == [2, 6]
     html = write_html(runs, {"p": table})
-    assert f"expected calibration error {found['ece']:.3f}</span>" in html and "scores, which all lie in [0, 1], taken as probabilities; 8 clips" in html
+    assert f"expected calibration error {found['ece']:.3f}</span>" in html
+    assert "scores, which all lie in [0, 1], taken as probabilities; 8 clips" in html
     path.write_text("clip_id,label,score\nfan/1,1,3\nfan/2,0,0.1\n")
     table = read_predictions(path)
     runs = {"p": score_predictions(table)}
@@ -143,8 +144,8 @@ def test_the_calibration_curve_and_its_error_are_those_of_the_rows(tmp_path):
 
 def test_our_own_rows_are_calibrated_by_their_probability(tmp_path):
     path = tmp_path / "p.jsonl"
-    rows = [{"clip_id": f"fan/{clip}", "label": clip % 2, "score": 4.0 * (clip % 2) - 2, "probability": 0.25 + 0.5 * (clip % 2), "data_fingerprint": "f"}
-            for clip in range(4)]
+    rows = [{"clip_id": f"fan/{clip}", "label": clip % 2, "score": 4.0 * (clip % 2) - 2, "probability": 0.25 + 0.5 * (clip % 2),
+             "data_fingerprint": "f"} for clip in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = score_predictions(read_predictions(path))["calibration"]
     assert found["ece"] == pytest.approx(0.25) and found["source"] == "probabilities of the predictions"
