@@ -96,7 +96,7 @@ def _square(label: str, below: str, beside: str) -> list[str]:
     """An empty unit square with its ticks and the names of its axes."""
     far = SIDE - 8
     span = far - MARGIN
-    parts = [_open(SIDE, SIDE + 12, label, TOP)]
+    parts = [_open(SIDE, SIDE + 16, label, TOP)]
     for tick in (0, 0.5, 1):
         x, y = MARGIN + span * tick, far - span * tick
         parts.append(f'<path class="grid" d="M{x:.1f},{far} V{far - span} M{MARGIN},{y:.1f} H{far}"/>')

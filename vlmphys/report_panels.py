@@ -28,7 +28,7 @@ def intervals_html(runs: Mapping[str, dict]) -> str:
     if not any(figure for _, _, figures in rows for figure in figures):
         return ""
     return (f'<h2>AUROC with its 95 % interval</h2><p class="small">{run_keys(runs)}</p>'
-            f'<div class="box">{intervals_svg(rows)}</div>')
+            f'<div class="box chart">{intervals_svg(rows)}</div>')
 
 
 def calibration_html(runs: Mapping[str, dict]) -> str:
@@ -44,7 +44,7 @@ def calibration_html(runs: Mapping[str, dict]) -> str:
                       f'{calibration_svg(found["bins"], name)}<p class="small soft">{escape(found["source"])}; {found["n"]:,} clips.</p></div>')
     return ('<h2>Calibration</h2><p class="small soft">Of the clips in each tenth of the probabilities: the share that is anomalous, over their mean '
             'probability; on the diagonal both are equal. Dots are larger where clips are more. The error is the distance between the two, averaged '
-            f'over clips; with few clips it is too high by chance alone.</p><div class="panels">{"".join(panels)}</div>')
+            f'over clips; with few clips it is too high by chance alone.</p><div class="panels wide">{"".join(panels)}</div>')
 
 
 def panels_html(runs: Mapping[str, dict], predictions: Mapping[str, Predictions]) -> str:
