@@ -31,7 +31,7 @@ class Browser:
     def __init__(self, width: int = 1280, height: int = 900) -> None:
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self._profile = tempfile.TemporaryDirectory(prefix="chromium-")
+        self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         arguments = [chromium_path(), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
@@ -44,6 +44,14 @@ class Browser:
         os.close(to_browser)
         os.close(from_browser)
         self._buffer, self._number, self._session, self._events = b"", 0, None, []
+        try:
+            self._attach()
+        except (RuntimeError, TimeoutError):
+            self.__exit__()
+            raise
+
+    def _attach(self) -> None:
+        """Speak to the browser's one page from now on."""
         target = next(found for found in self.call("Target.getTargets")["targetInfos"] if found["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
