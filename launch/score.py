@@ -19,7 +19,7 @@ from vlmphys.judge_options import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
 from vlmphys.prompts import verdict_answer, true_verdict
-from vlmphys.published import beside_table, published_record, published_rows_table
+from vlmphys.published import ablation_beside, beside_table, published_note, published_record, published_rows_table, texts_beside
 from vlmphys.records import Split, label_of
 from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
@@ -142,10 +142,11 @@ def score(arguments: argparse.Namespace) -> None:
         runs[name]["warnings"] += [difference] if difference else []
     comparison = compare_runs(predictions, runs, arguments.seed) if arguments.compare else None
     clips = score_texts(arguments, predictions, runs, print)
-    tables = [*(ablation_tables(comparison) if comparison else ()), *explanation_tables(runs)]
-    published = list(filter(None, (beside_table(runs), published_rows_table(runs))))
+    beside_paper = ablation_beside(runs) if comparison else None
+    tables = [*(ablation_tables(comparison) if comparison else ()), *([beside_paper] if beside_paper else ()), *explanation_tables(runs)]
+    published = list(filter(None, (beside_table(runs), published_rows_table(runs), texts_beside(runs))))
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row},
-                      [*tables, *published])
+                      [*tables, *published], {name: found for name, (_, found) in clips.items()})
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -169,13 +170,15 @@ def texts(runs: dict[str, dict], n_common: int, comparison: dict | None, tables:
 
 
 def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
-    """Print the runs' own tables and where the report is. Published figures, of other clips, stand in the files beside it alone."""
+    """Print the runs' own tables, the paper's means in a line, and where the report is. The published rows, of other clips, stand in the files."""
     console = Console()
     # A table cut off at 80 columns helps nobody: a pipe or a log file has room.
     console = console if console.is_terminal else Console(width=200)
     print_scores(runs, console)
     for table in tables:
         table.show(console)
+    if note := published_note(runs):
+        console.print(f"- {note}", style="dim", highlight=False)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 

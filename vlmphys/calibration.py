@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlmphys.files import json_bytes, read_json, write_atomic
-from vlmphys.predictions import UNCALIBRATED, Calibration
+from vlmphys.predictions import UNCALIBRATED, Calibration, Predictions
 
 CALIBRATION = "calibration.json"
 VERSION = 1
@@ -88,11 +88,41 @@ def probabilities(scores_N: np.ndarray, temperature: float) -> np.ndarray:
     return 0.5 * (1 + np.tanh(np.asarray(scores_N, dtype=np.float64) / (2 * temperature)))
 
 
+def reliability_bins(labels_N: np.ndarray, probabilities_N: np.ndarray) -> list[dict[str, float]]:
+    """The calibration curve: of each of the BINS bins with clips `low`, `high`, `n`, `mean_probability` and `share_anomalous`."""
+    probabilities_N = np.asarray(probabilities_N, dtype=np.float64)
+    bin_N = np.minimum((probabilities_N * BINS).astype(int), BINS - 1)
+    count_B = np.bincount(bin_N, minlength=BINS)
+    mean_B, share_B = (np.bincount(bin_N, weights=np.asarray(values, dtype=np.float64), minlength=BINS) / np.maximum(count_B, 1)
+                       for values in (probabilities_N, labels_N))
+    return [{"low": place / BINS, "high": (place + 1) / BINS, "n": int(count_B[place]), "mean_probability": float(mean_B[place]),
+             "share_anomalous": float(share_B[place])} for place in np.flatnonzero(count_B).tolist()]
+
+
 def expected_calibration_error(labels_N: np.ndarray, probabilities_N: np.ndarray) -> float:
     """The mean distance, weighted by clips, between a bin's share of anomalous clips and its mean probability of Anomalous; BINS bins."""
-    bin_N = np.minimum((np.asarray(probabilities_N) * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(bin_N, weights=np.asarray(labels_N, dtype=np.float64) - probabilities_N, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(bin_N))
+    bins = reliability_bins(labels_N, probabilities_N)
+    return sum(found["n"] * abs(found["share_anomalous"] - found["mean_probability"]) for found in bins) / len(probabilities_N)
+
+
+def calibration_record(predictions: Predictions) -> dict[str, Any]:
+    """What scores.json says of the probabilities of one file: `ece`, `n`, `bins` of the curve, and `source`; `ece` is null, with a `reason`,
+    where a file has none."""
+    probabilities_N, source = predictions.probabilities_N, "probabilities of the predictions"
+    if probabilities_N is None:
+        probabilities_N, source = predictions.scores_N, "scores, which all lie in [0, 1], taken as probabilities"
+    known_N = ~np.isnan(probabilities_N)
+    labels_N, known = predictions.labels_N[known_N], probabilities_N[known_N]
+    reason = None
+    if predictions.probabilities_N is None and predictions.data_fingerprints:
+        reason = "the rows hold log-odds without a probability"
+    elif not len(known):
+        reason = "no clip has a score"
+    elif known.min() < 0 or known.max() > 1:
+        reason = "the scores are no probabilities: some lie outside [0, 1]"
+    if reason is not None:
+        return {"ece": None, "n": 0, "source": None, "bins": [], "reason": reason}
+    return {"ece": expected_calibration_error(labels_N, known), "n": len(known), "source": source, "bins": reliability_bins(labels_N, known)}
 
 
 def error_by_chance(probabilities_N: np.ndarray) -> float:

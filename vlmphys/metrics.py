@@ -129,10 +129,28 @@ def roc_points(labels_N, scores_N, most: int = 200) -> tuple[np.ndarray, np.ndar
     anomalous_U, normal_U = _counts_per_score(labels_N, scores_N)
     true_rate_U = np.r_[0.0, np.cumsum(anomalous_U) / anomalous_U.sum()]
     false_rate_U = np.r_[0.0, np.cumsum(normal_U) / normal_U.sum()]
-    if len(true_rate_U) > most:
-        kept = np.unique(np.linspace(0, len(true_rate_U) - 1, most).astype(int))
-        true_rate_U, false_rate_U = true_rate_U[kept], false_rate_U[kept]
-    return false_rate_U, true_rate_U
+    kept = _thinned(len(true_rate_U), most)
+    return false_rate_U[kept], true_rate_U[kept]
+
+
+def precision_recall_points(labels_N, scores_N, most: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision at each distinct score, from the highest one down, thinned to about `most` points.
+
+    Raises ValueError without an anomalous clip.
+    """
+    labels_N, scores_N = _checked(labels_N, scores_N)
+    if not labels_N.any():
+        raise ValueError("a precision-recall curve needs an anomalous clip, and there is none")
+    anomalous_U, normal_U = _counts_per_score(labels_N, scores_N)
+    caught_U = np.cumsum(anomalous_U)
+    precision_U = caught_U / (caught_U + np.cumsum(normal_U))
+    kept = _thinned(len(caught_U), most)
+    return (caught_U / anomalous_U.sum())[kept], precision_U[kept]
+
+
+def _thinned(points: int, most: int) -> np.ndarray:
+    """Places of about `most` of the points, both ends among them."""
+    return np.unique(np.linspace(0, points - 1, min(points, most)).astype(int))
 
 
 def bootstrap_auroc(labels_N, scores_N, seed: int, replicates: int | None = None) -> np.ndarray:

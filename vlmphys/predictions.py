@@ -25,6 +25,7 @@ QUICK_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}
 MISSING_SCORES = ("", "nan", "none", "null")
 # Where labels beside the rows' own come from, as messages name it.
 OWN, LABELS_FILE, PACKED = "its row", "the --labels file", "--data"
+NO_CATEGORY = "all"     # the one category of clips that have none
 CONSTANTS = ("model", "variant", "grounding", "data_fingerprint")
 
 
@@ -218,7 +219,8 @@ class Predictions:
     scores_N: float64, NaN where the score is missing. labels_N: int8, 0 or 1. anomalous_N, unparsed_N: bool, from the
     verdict column; both are None where the file has no such column. The constants are None where the file does not say, or
     says several things; `data_fingerprints` are all that its rows carry. absent: clips of --labels without a row; duplicates: rows left
-    out because they repeat another one.
+    out because they repeat another one. probabilities_N: float64, of Anomalous, NaN where there is none; None where the rows are not ours, whose
+    `probability` might be of something else. uncategorised: no clip has a category, and all of them are of one, NO_CATEGORY.
     """
 
     path: Path
@@ -235,6 +237,8 @@ class Predictions:
     data_fingerprints: frozenset[str] = frozenset()
     absent: int = 0
     duplicates: int = 0
+    probabilities_N: np.ndarray | None = None
+    uncategorised: bool = False
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -245,7 +249,8 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_la
     """Read a JSONL or CSV file with `clip_id, label, score`, from any program; our own columns are used where they are there. Files of texts
     (LLaMA-Factory, lmms-eval, Phys-AD) are read as `answer_files` says; `order` names their clips where they do not, by default those of `labels`.
 
-    The category is the first part of the clip id and the state the one before the last, where the file has no such column.
+    The category is the first part of the clip id and the state the one before the last, where the file has no such column; where no clip id has
+    parts either, all clips are of one category.
     `labels` (of `read_labels`) stand in for the column, and then those of the packed data. Raises ValueError with file and line for a
     row without clip id, label or score column, a label that another source contradicts, a score that is no number, or a clip that
     stands there twice with different figures; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
@@ -266,11 +271,11 @@ class _Columns:
     def __init__(self, path: Path, sources: dict[str, dict[str, int]]) -> None:
         self.path, self.sources = path, sources
         self.clip_ids, self.categories, self.states, self.explanations = [], [], [], []
-        self.labels, self.scores, self.verdicts, self.lines = [], [], [], []
+        self.labels, self.scores, self.verdicts, self.lines, self.probabilities = [], [], [], [], []
         self.places: dict[str, int] = {}
         self.constants: dict[str, set] = {key: set() for key in CONSTANTS}
         self.duplicates = 0
-        self._any_plain = False
+        self._any_plain = self._any_category = False
         self._words: dict[str, str] = {}     # one object for all equal categories and states
 
     def add(self, number: int, row: dict) -> None:
@@ -279,10 +284,10 @@ class _Columns:
         clip_id = _clip_id(row, path, number)
         label, score, verdict = _label(row, path, number, self.sources, clip_id), _score(row, path, number), None
         category, state = row.get("category"), row.get("state")
-        explanation = None
+        explanation = probability = None
         plain = len(row) == 3 and "label" in row     # clip, label and score, and nothing else to look for
         if not plain:
-            verdict, explanation = _verdict(row, path, number), row.get("explanation")
+            verdict, explanation, probability = _verdict(row, path, number), row.get("explanation"), _probability(row, path, number)
         if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
             # NaN, a missing score, equals itself here.
             if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
@@ -291,6 +296,7 @@ class _Columns:
             self.duplicates += 1
             return
         head, _, rest = clip_id.partition("/")
+        self._any_category |= bool(category)
         category = str(category) if category else head
         state = str(state) if state else rest.rpartition("/")[0].rpartition("/")[2]
         self.clip_ids.append(clip_id)
@@ -300,6 +306,7 @@ class _Columns:
         self.scores.append(score)
         self.verdicts.append(verdict)
         self.explanations.append(explanation)
+        self.probabilities.append(probability)
         self.lines.append(number)
         if not plain:
             for key, values in self.constants.items():
@@ -307,13 +314,13 @@ class _Columns:
         self._any_plain |= plain
 
     def predictions(self, absent: int) -> Predictions:
-        """All rows. Raises ValueError where there is none, or no category."""
+        """All rows. Raises ValueError where there is none."""
         path, clip_ids, categories = self.path, self.clip_ids, self.categories
         if not clip_ids:
             raise ValueError(f"{path} holds no predictions: one row a clip is expected, with clip_id, label, score")
-        if not any("/" in clip_id for clip_id in clip_ids[:1000]) and len(set(categories)) == len(categories) > 1:
-            raise ValueError(f"{path}: the clips have no category: add a category column, or clip ids that begin with it, such as "
-                             "'fan/test/stuck/0003'")
+        uncategorised = not self._any_category and not any("/" in clip_id for clip_id in clip_ids)
+        if uncategorised:
+            categories = [NO_CATEGORY] * len(clip_ids)
         has_verdicts = any(verdict is not None for verdict in self.verdicts)
         for values in self.constants.values() if self._any_plain else ():
             values.add(None)
@@ -325,7 +332,8 @@ class _Columns:
             explanations=self.explanations,
             constants={key: next(iter(values)) if len(values) == 1 else None for key, values in self.constants.items()},
             data_fingerprints=frozenset(str(value) for value in self.constants["data_fingerprint"] if value),
-            absent=absent, duplicates=self.duplicates)
+            absent=absent, duplicates=self.duplicates, uncategorised=uncategorised,
+            probabilities_N=(np.array(self.probabilities, dtype=np.float64) if any(value is not None for value in self.probabilities) else None))
 
 
 def read_labels(path: Path) -> dict[str, int]:
@@ -384,6 +392,20 @@ def _score(row: dict, path: Path, number: int) -> float:
         return float(score)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}:{number}: score {score!r} is no number") from error
+
+
+def _probability(row: dict, path: Path, number: int) -> float | None:
+    """The probability of Anomalous of a row of ours, None where it has none."""
+    stored = row.get("probability")
+    if stored is None or not row.get("data_fingerprint"):
+        return None
+    try:
+        value = float(stored)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{path}:{number}: probability {stored!r}: a number from 0 to 1 is allowed, or none")
+    return value
 
 
 def _verdict(row: dict, path: Path, number: int) -> Verdict | None:

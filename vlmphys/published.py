@@ -24,6 +24,8 @@ FIGURE_OF = {"table1": "hard verdict", "table3": "hard verdict", "physad_table4_
 # Which columns stand beside a run: table 1 repeats the zero-shot methods of Phys-AD's table 4 but for its own method.
 SHOWN = {"physad_table4_auroc": None, "table1": ("Ours",), "table3": ("no_physics", "single_turn")}
 OWN_FIGURES = {"auroc": "score", "auroc_verdict": "hard verdict"}
+# Of the multi-turn paper's table 2: its columns' ends and the runs' own keys.
+TEXT_COLUMNS = {"SBERT": "sbert", "LLM": "llm"}
 UNDEFINED = "–"
 BY_CATEGORY_TITLE = "Published AUROC by category"
 
@@ -129,6 +131,79 @@ def published_rows_table(runs: Mapping[str, dict]) -> TextTable | None:
         theirs = [published()[table]["rows"].get(category, {}).get(column) for table, column in columns]
         rows.append([category, *(UNDEFINED if value is None else f"{value:.3f}" for value in (*own, *theirs))])
     return TextTable(BY_CATEGORY_TITLE, header, rows, ["AUROC; which of them is of a hard verdict stands in the table above"])
+
+
+def published_note(runs: Mapping[str, dict]) -> str | None:
+    """The multi-turn paper's means of its variants in one sentence, for the terminal; None where the runs share no category with it."""
+    source = published()["table3"]
+    shared = [category for category in shared_categories(runs) if category in source["rows"]]
+    if not shared:
+        return None
+    given = ", ".join(dict.fromkeys(source["supervision"].values()))
+    means = ", ".join(f"{variant} {mean_over(source['rows'], variant, shared):.3f} ({printed:.3f})"
+                      for variant, printed in source["printed_mean"].items())
+    return (f"{source['source']}, AUROC of the {FIGURE_OF['table3']}, {given}: mean over the {len(shared)} shared categories (as printed, over "
+            f"{len(source['rows'])}): {means}; other clips than these; the report has all published rows")
+
+
+def ablation_beside(runs: Mapping[str, dict]) -> TextTable | None:
+    """The multi-turn paper's ablation (its table 3) with the runs of its variants beside it, by the hard verdict; None where no run is of one of
+    them, or no category is shared."""
+    source = published()["table3"]
+    of_variant: dict[str, list[str]] = {variant: [] for variant in source["printed_mean"]}
+    for name, scores in runs.items():
+        variant = scores["variant"] or name
+        if variant in of_variant:
+            of_variant[variant].append(name)
+    own = [(variant, name) for variant, names in of_variant.items() for name in names]
+    shared = [category for category in shared_categories(runs) if category in source["rows"]]
+    if not own or not shared:
+        return None
+    header, rows = ["category"], []
+    columns = []     # (variant, run's name, or None for the paper's own)
+    for variant, names in of_variant.items():
+        columns += [*((variant, name) for name in names), (variant, None)]
+        header += [*(name if name == variant else f"{name} ({variant})" for name in names), f"{variant}, paper"]
+    values = [[source["rows"][category][variant] if name is None else runs[name]["per_category"][category]["auroc_verdict"] for category in shared]
+              for variant, name in columns]
+    rows += [[category, *map(_figure, row)] for category, row in zip(shared, zip(*values))]
+    rows.append([f"mean of these {len(shared)}", *(_figure(None if None in column else float(np.mean(column))) for column in values)])
+    rows.append([f"as printed, of {len(source['rows'])}",
+                 *(_figure(source["printed_mean"][variant] if name is None else None) for variant, name in columns)])
+    notes = [f"AUROC of the hard verdict, (TPR + TNR) / 2; paper: {source['source']}, {source['supervision']['multi_turn']}; its clips are others, "
+             "and its split is not published"]
+    return TextTable("The ablation beside the paper's", header, rows, notes, frozenset({len(rows) - 2, len(rows) - 1}))
+
+
+def texts_beside(runs: Mapping[str, dict]) -> TextTable | None:
+    """SBERT and LLM scores beside those of the multi-turn paper's table 2, over the shared categories; None where no run has them."""
+    source = published()["table2"]
+    shared = [category for category in shared_categories(runs) if category in source["rows"]]
+    asked = [title for title, key in TEXT_COLUMNS.items() if any(scores["average"].get(key) is not None for scores in runs.values())]
+    if not shared or not asked:
+        return None
+    header = ["category", *(f"{name}: {title} (this run)" for name in runs for title in asked)]
+    methods = [column for column in source["printed_mean"] if column.rpartition(".")[2] in asked]
+    header += [f"{column.replace('.', ': ')} ({source['supervision'][column]})" for column in methods]
+    rows = []
+    for category in shared:
+        own = [scores["per_category"][category][TEXT_COLUMNS[title]] for scores in runs.values() for title in asked]
+        rows.append([category, *map(_figure, own), *(_figure(source["rows"][category][column]) for column in methods)])
+    means = []
+    for scores in runs.values():
+        for title in asked:
+            values = [scores["per_category"][category][TEXT_COLUMNS[title]] for category in shared]
+            means.append(_figure(None if None in values else float(np.mean(values))))
+    rows.append([f"mean of these {len(shared)}", *means, *(_figure(mean_over(source["rows"], column, shared)) for column in methods)])
+    printed = [_figure(source["printed_mean"][column]) for column in methods]
+    rows.append([f"as printed, of {len(source['rows'])}", *([UNDEFINED] * len(means)), *printed])
+    notes = [f"published: {source['source']}; neither its sentence model nor its judge's prompt is published, so that figures of this scorer are not "
+             "on its scale", *difference_notes(("table2",))]
+    return TextTable("Explanations beside the published ones", header, rows, notes, frozenset({len(rows) - 2, len(rows) - 1}))
+
+
+def _figure(value: float | None) -> str:
+    return UNDEFINED if value is None else f"{value:.3f}"
 
 
 def _mean_text(value: float | None, count: int, of: int) -> str:

@@ -1,20 +1,24 @@
 "use strict";
 (function () {
-  var category = document.getElementById("category"), outcome = document.getElementById("outcome");
+  var names = ["category", "kind", "role"];
+  var selects = names.map(function (name) { return document.getElementById(name); });
   var shown = document.getElementById("shown");
-  if (!category) return;
+  if (!shown) return;
   var cards = Array.prototype.slice.call(document.querySelectorAll(".card"));
+  function fits(card) {
+    var category = selects[0].value, kind = selects[1].value, role = selects[2].value;
+    return (!category || card.dataset.category === category)
+      && (!kind || card.dataset.kinds.split(" ").indexOf(kind) >= 0)
+      && (!role || card.dataset.roles.split(" ").indexOf(role) >= 0);
+  }
   function apply() {
     var visible = 0;
     cards.forEach(function (card) {
-      var fits = (!category.value || card.dataset.category === category.value)
-        && (!outcome.value || card.dataset.outcomes.split(" ").indexOf(outcome.value) >= 0);
-      card.hidden = !fits;
-      visible += fits ? 1 : 0;
+      card.hidden = !fits(card);
+      visible += card.hidden ? 0 : 1;
     });
     shown.textContent = visible + " of " + cards.length + " clips shown";
   }
-  category.addEventListener("change", apply);
-  outcome.addEventListener("change", apply);
+  selects.forEach(function (select) { select.addEventListener("change", apply); });
   apply();
 })();

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmphys.calibration import calibration_record
 from vlmphys.metrics import (Figure, accuracy, auroc, average_precision, bootstrap_auroc, interval95, verdict_auroc,
                              verdict_rates)
 from vlmphys.predictions import Predictions
@@ -102,6 +103,7 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         "n": len(predictions),
         "n_anomalous": int(predictions.labels_N.sum()),
         "warnings": _warnings(predictions, per_category, tied, one_verdict, split, quarantined),
+        "calibration": calibration_record(predictions),
         "per_category": per_category,
         "average": mean_record(per_category, list(per_category), replicates, strict=False),
         "average_21": mean_record(per_category, published_21, replicates, strict=True),
@@ -204,6 +206,9 @@ def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: 
     for name, record in per_category.items():
         if "auroc" in record["reasons"]:
             found.append(f"{name}: {record['reasons']['auroc']}, so its AUROC is undefined")
+    if predictions.uncategorised:
+        found.append("no clip has a category, and all of them are scored as one: add a category column, or begin the clip ids with it "
+                     "(fan/test/stuck/0003)")
     if tied:
         found.append(f"all scores are equal in {_named(tied)}: an AUROC of 0.5 says nothing there")
     if one_verdict:

@@ -19,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmphys.records import Verdict
-from vlmphys.report import HERE, strip_data_uri
+from vlmphys.report import HERE
+from vlmphys.report_clips import strip_data_uri
 
 if TYPE_CHECKING:
     from vlmphys.detector import Detection, Moment

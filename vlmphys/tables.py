@@ -113,7 +113,9 @@ def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
         rule = f"{threshold['value']:g}, as given" if threshold["rule"] == "given" else threshold["rule"]
         protocol = f"; split protocol {scores['protocol']}" if scores["protocol"] else ""
         terms = f"accuracy at threshold {rule}; verdicts from the {scores['verdict_source']}{protocol}"
-        for note in (terms, *(scores["warnings"] if warnings else ())):
+        found = scores["calibration"]
+        error = (f"expected calibration error {found['ece']:.3f} over {found['n']:,} clips ({found['source']})",) if found["ece"] is not None else ()
+        for note in (terms, *error, *(scores["warnings"] if warnings else ())):
             of_run.setdefault(note, []).append(name)
     found = [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in of_run.items()]
     for key, number in PHYS_AD_MEANS.items():

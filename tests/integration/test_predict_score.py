@@ -228,6 +228,7 @@ def test_score_compares_each_run_with_the_first(monkeypatch, repository, tmp_pat
     assert call(monkeypatch, repository, "score", "--compare", *files.values(), "--out", out) == 0
     printed = capsys.readouterr().out
     assert "Compared with no_physics: AUROC of the score" in printed and "multi_turn − no_physics [95 %]" in printed
+    assert "The ablation beside the paper's" in printed and "no_physics, paper" in printed and "multi_turn 0.9" in printed
     document = json.loads((out / "scores.json").read_text())
     assert list(document["runs"]) == list(files) and document["comparison"]["base"] == "no_physics"
     mean = document["comparison"]["against"]["multi_turn"]["auroc"]["mean"]

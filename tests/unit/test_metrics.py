@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, confusion_matrix, precision_recall_curve, roc_auc_score, roc_curve
 
 from vlmphys import metrics
 
@@ -139,3 +139,15 @@ def test_bootstrap_is_seeded_stratified_and_agrees_with_resampled_rows():
     low, high = metrics.interval95(areas)
     assert low < metrics.auroc(labels, scores).value < high
     assert metrics.interval95(np.ones(10)) == (1.0, 1.0)
+
+
+def test_precision_recall_points_are_scikit_learns_and_are_thinned():
+    labels, scores = random_case(1)
+    recall, precision = metrics.precision_recall_points(labels, scores, most=20_000)
+    wanted_precision, wanted_recall, _ = precision_recall_curve(labels, scores)
+    np.testing.assert_allclose(recall, wanted_recall[:-1][::-1], atol=1e-12)
+    np.testing.assert_allclose(precision, wanted_precision[:-1][::-1], atol=1e-12)
+    recall, precision = metrics.precision_recall_points(np.arange(4000) % 2, np.random.default_rng(0).normal(size=4000), most=100)
+    assert 50 < len(recall) <= 100 and recall[-1] == 1 and precision[-1] == 0.5
+    with pytest.raises(ValueError, match="needs an anomalous clip"):
+        metrics.precision_recall_points([0, 0], [0.0, 1.0])

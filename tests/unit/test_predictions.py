@@ -155,7 +155,7 @@ def test_csv_and_jsonl_of_any_program(tmp_path):
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', '{"clip_id": "fan/2", "lab'], ":2: no JSON"),
     (["[1, 2]"], ":1: one JSON object a line is expected, not a list"),
     ([""], "holds no predictions"),
-    (['{"clip_id": "a", "label": 1, "score": 1}', '{"clip_id": "b", "label": 0, "score": 1}'], "the clips have no category"),
+    (['{"clip_id": "a/b", "label": 1, "score": 1, "probability": 1.5, "data_fingerprint": "f"}'], "probability 1.5: a number from 0 to 1"),
 ])
 def test_bad_rows_are_named_by_file_and_line(tmp_path, rows, message):
     path = tmp_path / "x.jsonl"
@@ -264,3 +264,22 @@ def test_json_rows_keep_the_designs_keys(tmp_path):
         writer.append(prediction("fan/test/stuck/0"))
     assert list(json.loads(path.read_text())) == ["clip_id", "category", "state", "label", "score", "probability", "verdict", "explanation",
                                                   "answers", "grounding", "variant", "model", "data_fingerprint"]
+
+
+def test_clips_without_a_category_are_of_one(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clip_id,label,score\na,1,0.5\nb,0,0.1\n")
+    found = read_predictions(path)
+    assert found.uncategorised and found.categories == ["all", "all"]
+    for text in ("clip_id,label,score,category\na,1,0.5,fan\nb,0,0.1,gear\n", "clip_id,label,score\nfan/a,1,0.5\ngear/b,0,0.1\n"):
+        path.write_text(text)
+        assert not read_predictions(path).uncategorised and read_predictions(path).categories == ["fan", "gear"]
+
+
+def test_probabilities_are_read_of_our_own_rows_alone(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [{"clip_id": f"fan/{clip}", "label": clip, "score": 2.0, "probability": 0.25 + clip / 2} for clip in (0, 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_predictions(path).probabilities_N is None
+    path.write_text("".join(json.dumps({**row, "data_fingerprint": "f"}) + "\n" for row in rows))
+    assert read_predictions(path).probabilities_N.tolist() == [0.25, 0.75]

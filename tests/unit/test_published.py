@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from vlmphys import published
+from vlmphys.metrics import Figure
 from vlmphys.predictions import read_predictions
 from vlmphys.report import write_html
 from vlmphys.scoring import LEFT_OUT_OF_21, PHYS_AD_CATEGORIES, score_predictions
+from vlmphys.text_figures import fill
 
 pytestmark = pytest.mark.unit
 
@@ -84,3 +86,40 @@ def test_runs_stand_beside_the_methods_over_the_categories_that_they_share(tmp_p
 def test_nothing_is_said_where_no_category_is_shared(tmp_path):
     runs, _ = runs_of(tmp_path, ["my_machine"])
     assert published.beside_table(runs) is published.published_rows_table(runs) is published.published_record(runs) is None
+
+
+def test_the_terminal_has_the_papers_means_in_a_sentence(tmp_path):
+    runs, _ = runs_of(tmp_path, ["fan", "gear", "toothpaste"])
+    note, rows = published.published_note(runs), published.published()["table3"]["rows"]
+    for variant, printed in (("no_physics", "0.925"), ("single_turn", "0.787"), ("multi_turn", "0.967")):
+        assert f"{variant} {(rows['fan'][variant] + rows['gear'][variant]) / 2:.3f} ({printed})" in note
+    assert "2 shared categories" in note and "fine-tuned on some anomalies" in note
+    assert published.published_note(runs_of(tmp_path, ["toothpaste"])[0]) is None, "the paper leaves it out"
+
+
+def test_the_ablation_stands_beside_the_papers(tmp_path):
+    runs, _ = runs_of(tmp_path, ["fan", "gear"], ("no_physics", "mine", "other"))
+    runs["mine"]["variant"] = "multi_turn"
+    table, rows = published.ablation_beside(runs), published.published()["table3"]["rows"]
+    assert table.header == ["category", "no_physics", "no_physics, paper", "single_turn, paper", "mine (multi_turn)", "multi_turn, paper"]
+    own = [runs[name]["per_category"]["fan"]["auroc_verdict"] for name in ("no_physics", "mine")]
+    theirs = [rows["fan"][variant] for variant in ("no_physics", "single_turn", "multi_turn")]
+    assert table.rows[0] == ["fan", *(f"{value:.3f}" for value in (own[0], theirs[0], theirs[1], own[1], theirs[2]))]
+    assert table.rows[-2][0] == "mean of these 2" and table.rows[-2][3] == f"{(rows['fan']['single_turn'] + rows['gear']['single_turn']) / 2:.3f}"
+    assert table.rows[-1] == ["as printed, of 21", "–", "0.925", "0.787", "–", "0.967"] and table.means == {2, 3}
+    runs["mine"]["per_category"]["fan"]["auroc_verdict"] = None
+    assert published.ablation_beside(runs).rows[-2][4] == "–"
+    assert published.ablation_beside({"other": runs["other"]}) is None
+    assert published.ablation_beside(runs_of(tmp_path, ["my_machine"], ("no_physics",))[0]) is None
+
+
+def test_explanations_stand_beside_the_published_ones(tmp_path):
+    runs, _ = runs_of(tmp_path, ["fan", "gear"])
+    assert published.texts_beside(runs) is None, "nobody asked for them"
+    fill(runs["p"], {"sbert": {"fan": Figure(0.5), "gear": Figure(0.75)}})
+    table, source = published.texts_beside(runs), published.published()["table2"]
+    assert table.header[:2] == ["category", "p: SBERT (this run)"] and len(table.header) == 2 + 4
+    assert table.header[-1] == "Ours: SBERT (fine-tuned on some anomalies)"
+    assert table.rows[0][:2] == ["fan", "0.500"] and table.rows[0][-1] == f"{source['rows']['fan']['Ours.SBERT']:.3f}"
+    assert table.rows[-2][1] == "0.625" and table.rows[-1][-1] == "0.824"
+    assert any("Ours.LLM printed 0.777, recomputed 0.783" in note for note in table.notes)

@@ -4,84 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import re
-from html.parser import HTMLParser
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from report_pages import NASTY, Page, frames_of, scored_runs
 
-from vlmphys.charts import histogram_svg, roc_svg
+from vlmphys.charts import calibration_svg, histogram_svg, intervals_svg, precision_recall_svg, roc_svg
 from vlmphys.comparison import ablation_tables, compare_runs
 from vlmphys.predictions import read_predictions
 from vlmphys.published import beside_table, published_rows_table
-from vlmphys.report import last_losses, outcome_of, pick_clips, strip_data_uri, write_html
+from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import score_predictions
 
 pytestmark = pytest.mark.unit
 
-NASTY = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-
-
-class Page(HTMLParser):
-    """Collects tags with their attributes, and checks that they are balanced."""
-
-    VOID = {"meta", "link", "img", "br"}
-
-    def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.text.append(data)
-
-    def named(self, tag: str) -> list[dict]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
 
 @pytest.fixture
 def scored(tmp_path):
-    """Two runs over two categories; one explanation, one category and one state are hostile."""
-    def read(name: str, seed: int):
-        generator = np.random.default_rng(seed)
-        with open(tmp_path / f"{name}.jsonl", "w") as stream:
-            for category in ("fan", 'ge"ar<b>'):
-                for clip in range(20):
-                    label = clip % 2
-                    stream.write(json.dumps({
-                        "clip_id": f"{category}/test/{'stuck<i>' if label else 'anomaly_free'}/{clip}", "label": label,
-                        "category": category, "score": float(generator.normal() + label), "explanation": NASTY if clip % 3 else None}) + "\n")
-        return read_predictions(tmp_path / f"{name}.jsonl")
-    predictions = {"one": read("one", 0), "<b>two": read("two", 1)}
-    return {name: score_predictions(table) for name, table in predictions.items()}, predictions
-
-
-def frames_of(predictions):
-    """Stands in for a FramesTable: every clip but the last, frames of one grey each."""
-    def row(clip_id):
-        shade = np.full((8, 64, 64, 3), 10 * int(clip_id.rsplit("/", 1)[1]), dtype=np.uint8)
-        return SimpleNamespace(frames_THWC=shade, frame_index=np.arange(8) * 5, source_frames=40, source_fps=60.0)
-    return SimpleNamespace(clip_ids=predictions.clip_ids[:-1], row=row)
+    return scored_runs(tmp_path)
 
 
 def test_the_page_is_balanced_self_contained_and_lets_only_its_own_script_run(scored):
@@ -116,56 +58,11 @@ def test_further_tables_stand_below_the_scores_and_are_escaped(scored):
     comparison = compare_runs(predictions, runs)
     tables = [*ablation_tables(comparison), beside_table(runs), published_rows_table(runs)]
     page = Page(write_html(runs, predictions, tables=tables))
-    assert page.open == [] and page.named("b") and len(page.named("table")) == 1 + len(tables) == 5
+    assert page.open == [] and page.named("b") and len(page.named("table")) == 2 + len(tables) == 6
     text = " ".join(page.text)
     assert "<b>two − one [95 %]" in text and 'ge"ar<b>' in text and "Ours, multi-turn paper (ICASSP 2026), table 1" in text
     mean = comparison["against"]["<b>two"]["auroc"]["mean"]
     assert f"{mean['difference']:+.3f} [{mean['difference_ci95'][0]:+.3f}, {mean['difference_ci95'][1]:+.3f}]" in text
-
-
-def test_cards_carry_what_the_filter_reads(scored):
-    runs, predictions = scored
-    html = write_html({"one": runs["one"]}, {"one": predictions["one"]})
-    page = Page(html)
-    picks = {pick.clip_id: pick for pick in pick_clips({"one": runs["one"]}, {"one": predictions["one"]})}
-    cards = page.named("article")
-    assert len(cards) == len(picks) > 4
-    options = {attrs["value"] for attrs in page.named("option")}
-    assert {"fan", 'ge"ar<b>', "right", "wrong", "missed", "false-alarm", "uncertain"} <= options
-    for card, pick in zip(cards, picks.values()):
-        outcome = outcome_of(predictions["one"], pick.rows["one"], 0.0)
-        marks = set(card["data-outcomes"].split())
-        assert ("right" in marks) == (outcome == "right") and ("wrong" in marks) == (outcome != "right")
-        assert ("missed" in marks) == (outcome == "missed") and ("uncertain" in marks) == ("uncertain" in pick.kinds)
-
-
-def test_picks_are_the_surest_right_and_wrong_and_the_most_uncertain(scored):
-    runs, predictions = ({"one": item["one"]} for item in scored)
-    table = predictions["one"]
-    picks = pick_clips(runs, predictions)
-    fan = [row for row, category in enumerate(table.categories) if category == "fan"]
-    surest = max((row for row in fan if table.labels_N[row] == 1 and table.scores_N[row] >= 0), key=lambda row: table.scores_N[row])
-    alarm = max((row for row in fan if table.labels_N[row] == 0 and table.scores_N[row] >= 0), key=lambda row: table.scores_N[row])
-    unsure = min(fan, key=lambda row: abs(table.scores_N[row]))
-    kinds = {pick.clip_id: pick.kinds for pick in picks}
-    for row, kind in ((surest, "right"), (alarm, "false alarm"), (unsure, "uncertain")):
-        assert kind in kinds[table.clip_ids[row]]
-    assert len([pick for pick in picks if pick.category == "fan"]) <= 5
-
-
-def test_film_strips_are_the_frames(scored):
-    runs, predictions = scored
-    page = Page(write_html(runs, predictions, frames_of(predictions["one"])))
-    strips = page.named("img")
-    assert 0 < len(strips) <= len(page.named("article"))
-    for attrs in strips:
-        picture = Image.open(io.BytesIO(base64.b64decode(attrs["src"].partition(",")[2])))
-        assert picture.format == "JPEG" and picture.size == (8 * 66 - 2, 64) == (int(attrs["width"]), int(attrs["height"]))
-        shade = 10 * int(attrs["alt"].rsplit("/", 1)[1])
-        assert abs(int(np.asarray(picture)[32, 32, 0]) - shade) <= 2
-        assert attrs["title"] == "frames 0, 5, 10, 15, 20, 25, 30, 35 of 40"
-    frames = np.zeros((8, 224, 224, 3), dtype=np.uint8)
-    assert strip_data_uri(frames)[1:] == (8 * 114 - 2, 112)
 
 
 def test_undefined_figures_and_missing_scores_do_not_break_the_page(tmp_path):
@@ -210,6 +107,65 @@ def test_charts_are_well_formed_and_show_the_curve():
     assert words == ["score", "share of the class (tallest bar 100%)"]
     assert all(float(attrs["y"]) >= 14 and float(attrs["y"]) + float(attrs["height"]) <= 90.1 for attrs in Page(svg).named("rect"))
     assert "no scores" in histogram_svg(labels[:1], np.array([np.nan]), 0.0, "x")
+
+
+def test_the_other_charts_are_well_formed():
+    labels, scores = np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 2.0, 3.0])
+    svg = Page(precision_recall_svg([("one class", np.zeros(3), np.arange(3.0)), ("a", labels, scores)], "fan"))
+    assert svg.open == [] and len(svg.named("polyline")) == 1 and svg.named("polyline")[0]["class"] == "run run1"
+    points = [tuple(map(float, pair.split(","))) for pair in svg.named("polyline")[0]["points"].split()]
+    assert [x for x, _ in points] == sorted(x for x, _ in points) and points[0][1] < points[-1][1]
+    bins = [{"n": 40, "mean_probability": 0.05, "share_anomalous": 0.1}, {"n": 10, "mean_probability": 0.95, "share_anomalous": 1.0}]
+    svg = Page(calibration_svg(bins, "<b>"))
+    assert svg.open == [] and [float(dot["r"]) for dot in svg.named("circle")] == [5.5, 3.5] and svg.named("b") == []
+    rows = [("fan", False, [(0.5, (0.25, 0.75)), None]), ("a category with a very long name", False, [(1.0, None), (0.0, (0.0, 0.5))])]
+    svg = Page(intervals_svg(rows))
+    assert svg.open == [] and len(svg.named("circle")) == 3 and len([path for path in svg.named("path") if path["class"] == "bar"]) == 2
+    assert {"fan: 0.500, 0.250 to 0.750", "a category with a very …"} <= set(svg.text)
+
+
+def test_the_calibration_curve_and_its_error_are_those_of_the_rows(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clip_id,label,score\n" + "".join(f"fan/{clip},{clip % 2},{0.9 if clip % 4 else 0.2}\n" for clip in range(8)))
+    table = read_predictions(path)
+    runs = {"p": score_predictions(table)}
+    found = runs["p"]["calibration"]
+    # Six clips at 0.9, four of them anomalous; two at 0.2, none of them.
+    assert found["ece"] == pytest.approx((6 * abs(4 / 6 - 0.9) + 2 * 0.2) / 8) and [part["n"] for part in found["bins"]] == [2, 6]
+    html = write_html(runs, {"p": table})
+    assert f"expected calibration error {found['ece']:.3f}</span>" in html
+    assert "scores, which all lie in [0, 1], taken as probabilities; 8 clips" in html
+    path.write_text("clip_id,label,score\nfan/1,1,3\nfan/2,0,0.1\n")
+    table = read_predictions(path)
+    runs = {"p": score_predictions(table)}
+    assert runs["p"]["calibration"]["ece"] is None
+    assert "the scores are no probabilities: some lie outside [0, 1]." in write_html(runs, {"p": table})
+
+
+def test_our_own_rows_are_calibrated_by_their_probability(tmp_path):
+    path = tmp_path / "p.jsonl"
+    rows = [{"clip_id": f"fan/{clip}", "label": clip % 2, "score": 4.0 * (clip % 2) - 2, "probability": 0.25 + 0.5 * (clip % 2),
+             "data_fingerprint": "f"} for clip in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = score_predictions(read_predictions(path))["calibration"]
+    assert found["ece"] == pytest.approx(0.25) and found["source"] == "probabilities of the predictions"
+    path.write_text("".join(json.dumps({key: value for key, value in row.items() if key != "probability"}) + "\n" for row in rows))
+    assert score_predictions(read_predictions(path))["calibration"]["reason"] == "the rows hold log-odds without a probability"
+
+
+def test_verdicts_and_causes_are_counted_by_state(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clip_id,label,score\nfan/test/stuck/1,1,3\nfan/test/stuck/2,1,-1\nfan/test/stuck/3,1,2\nfan/test/anomaly_free/1,0,1\n")
+    table = read_predictions(path)
+    runs = {"p": score_predictions(table)}
+    html = write_html(runs, {"p": table})
+    assert "2 states of 1 categories" not in html and "2 states of 1 category" in html
+    rows = re.findall(r"<tr>(<th scope=\"row\">fan</th><td>\w+ <span.*?)</tr>", html)
+    assert re.findall(r'<td class="[^"]*">(\d+)</td>', rows[0]) == ["0", "1"] and re.findall(r'<td class="[^"]*">(\d+)</td>', rows[1]) == ["1", "2"]
+    assert "Causes by state" not in html
+    runs["p"]["texts"] = {"similarity": {"per_category": {"fan": {"confusion": {"stuck": {"stuck": 1, "<u>": 2}}}, "gear": {"sbert": None}}}}
+    page = Page(write_html(runs, {"p": table}))
+    assert page.open == [] and page.named("u") == [] and "Causes by state" in page.text and "<u>" in page.text
 
 
 def test_losses_by_turn_are_shown(tmp_path, scored):
