@@ -18,13 +18,15 @@ from rich.table import Table
 from vlmphys.clip_lists import find_clips
 from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.files import only_writer, write_atomic
+from vlmphys.frame_rules import FRAME_RULES
 from vlmphys.packing import DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
+from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
 from vlmphys.splits import SplitFile, load_split
-from vlmphys.video import FRAME_RULES, READERS
+from vlmphys.video import READERS
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -39,8 +41,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--variants", default=variants, help="dialogue variants, separated by commas")
     parser.add_argument("--frames", type=int, default=8, help="frames of each clip")
-    parser.add_argument("--frame-rule", default="official", choices=FRAME_RULES, help="official: first to last; hf: never the last")
+    parser.add_argument("--frame-rule", default="official", choices=FRAME_RULES, help="official: first to last; hf: never the last; phase: uneven "
+                        "distances, so that what turns steadily does not seem to stand; jitter: official, and other moments in further sets")
+    parser.add_argument("--frame-sets", type=int, default=1, metavar="N", help="sets of frames of each clip (rules jitter and phase): each epoch "
+                        "of training sees another one, predictions and validations the first")
     parser.add_argument("--fit", default="crop", choices=FITS, help="how a picture becomes a square")
+    parser.add_argument("--roi", action="append", default=[], metavar="[CATEGORY=]X,Y,W,H", help="cut this part out of each picture first, in pixels or, "
+                        "where no number is above 1, in shares of the picture; once for all categories, or for each one")
     parser.add_argument("--reader", default="auto", choices=READERS, help="auto: PyAV, decord where PyAV refuses a file")
     parser.add_argument("--workers", type=int, help="decoding processes; None: one a core; 0: decode in this process")
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
@@ -96,7 +103,13 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.model)
     facts = read_facts(options.model, tokenizer)
     maker = DialogueMaker(facts, tokenizer, priors, n_frames, settings)
-    frame_settings = FrameSettings(n_frames, facts.image_size, options.frame_rule, options.fit, options.reader)
+    frame_settings = FrameSettings(n_frames, facts.image_size, options.frame_rule, options.fit, options.reader, options.frame_sets,
+                                   parse_regions(options.roi))
+    check_categories(frame_settings.regions, {category for category, _ in states.values()})
+    trained_on = facts.frames_trained_on
+    if with_frames and trained_on is not None and n_frames != trained_on:
+        print(f"warning: --frames {n_frames}: this model was trained on {trained_on} frames a clip; with others it must learn their places anew",
+              file=sys.stderr)
     maker.check(states)
     if options.check:
         console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
