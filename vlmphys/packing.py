@@ -29,7 +29,7 @@ from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
 from vlmphys.records import Split, Variant, sha256_text, stable_int
 from vlmphys.regions import Regions, box_of, cut, region_of
 from vlmphys.shards import (DIALOGUES, DIALOGUES_PER_BATCH, FRAMES, FRAMES_PER_BATCH, MANIFEST, QUARANTINE, VERSION, DialogueTable,
-                            FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of)
+                            FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of, read_quarantine)
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
 from vlmphys.video import READERS, read_picked
@@ -180,25 +180,26 @@ def check_clips(clips: list[Clip], split: SplitFile) -> list[Clip]:
 
 
 def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: int,
-                progress: Callable[[int, int], None] = lambda clips_done, quarantined: None) -> PackReport:
+                progress: Callable[[int, int], None] = lambda clips_done, quarantined: None,
+                limit_seconds: float = READER_LIMIT_SECONDS) -> PackReport:
     """Write `out/frames` for these clips, or go on where an earlier run stopped, or do nothing where it is all there.
 
     Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first
-    with what an earlier run had done. Raises ValueError where every clip is bad, and where the disk is full.
+    with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises ValueError where every clip is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     finish_swap(partial, target, MANIFEST)
     inputs = _inputs_sha256(clips, settings)
     if _stored_inputs(target) == inputs:
         table = FramesTable.open(target)
-        quarantine = tuple(json.loads(line) for line in (target / QUARANTINE).read_text().splitlines())
+        quarantine = tuple(read_quarantine(target / QUARANTINE))
         progress(len(clips), len(quarantine))
         return _report(table.manifest, True, quarantine)
     with clear_disk_errors(out, "finished shards"):
         done = _open_journal(partial, inputs)
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
         _check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done), settings)
-        _write_missing_shards(chunks, done, partial, settings, workers, progress)
+        _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds)
         entries = [done[index] for index in range(len(chunks))]
         quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])
         shards = [entry["shard"] for entry in entries if entry["shard"]]
@@ -214,14 +215,14 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
 
 
 def _write_missing_shards(chunks: list[list[Clip]], done: dict[int, dict], partial: Path, settings: FrameSettings, workers: int,
-                          progress: Callable[[int, int], None]) -> None:
+                          progress: Callable[[int, int], None], limit_seconds: float) -> None:
     clips_done = sum(len(chunks[index]) for index in done)
     quarantined = sum(len(entry["quarantine"]) for entry in done.values())
     progress(clips_done, quarantined)
     missing = [index for index in range(len(chunks)) if index not in done]
     tasks = [ClipTask(str(clip.path), settings, clip.clip_id, clip.category) for index in missing for clip in chunks[index]]
     function = _decode_in_worker if workers else decode_clip
-    results = run_in_order(function, tasks, min(workers, len(tasks)), READER_LIMIT_SECONDS, _other_reader)
+    results = run_in_order(function, tasks, min(workers, len(tasks)), limit_seconds, _other_reader)
     schema = frames_schema(settings.meta())
     disk = _Disk()
     try:

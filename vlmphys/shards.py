@@ -63,6 +63,11 @@ def _schema_metadata(meta: dict) -> dict[str, str]:
             for key, value in sorted(meta.items())}
 
 
+def read_quarantine(path: Path) -> list[dict]:
+    """The rows of a quarantine list. Lines end with a newline alone: a clip's name may hold what else ends one (U+2028, U+0085)."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
 class ShardWriter:
     """Writes one shard under another name, and gives it its own only when it is whole and durable."""
 
@@ -372,7 +377,7 @@ class Packed:
         """The clips that could not be decoded: {clip_id, path, reason}. Raises ValueError where the list cannot be read."""
         path = self.frames.folder / QUARANTINE
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return read_quarantine(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); {REPACK}") from error
 
