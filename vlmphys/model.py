@@ -143,7 +143,7 @@ def read_facts(model: str, tokenizer=None) -> ModelFacts:
             _check_picture_size(model, name, part or {}, vision.image_size)
         if name == PREPROCESSOR:
             mean, std = tuple(stored.get("image_mean") or mean), tuple(stored.get("image_std") or std)
-    video = config.video_seq_length or 0
+    video = getattr(config, "video_seq_length", None) or 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return ModelFacts(
         source=resolve_source(model), image_size=vision.image_size, tokens_per_frame=tokens_per_frame(vision),

@@ -185,7 +185,8 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
     """Write `out/frames` for these clips, or go on where an earlier run stopped, or do nothing where it is all there.
 
     Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first
-    with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises ValueError where every clip is bad, and where the disk is full.
+    with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises ValueError where every clip
+    is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     finish_swap(partial, target, MANIFEST)
@@ -251,6 +252,7 @@ class _Disk:
     def __init__(self):
         self._thread = ThreadPoolExecutor(1, "shard writer")
         self._waiting: deque[Future] = deque()
+        self._failed = False
         self._writers: list[ShardWriter] = []
 
     def open(self, path: Path, schema) -> ShardWriter:
@@ -259,9 +261,16 @@ class _Disk:
 
     def later(self, function: Callable, *arguments: object) -> None:
         """Do this when all before it is done; raises what went wrong with an earlier one."""
-        self._waiting.append(self._thread.submit(function, *arguments))
+        self._waiting.append(self._thread.submit(self._do, function, *arguments))
         while len(self._waiting) > WAITING_FOR_DISK or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
+
+    def _do(self, function: Callable, *arguments: object) -> None:
+        # After a failure nothing more is done: a shard that lacks a piece must not be finished, even if the disk has room again by then.
+        if not self._failed:
+            self._failed = True
+            function(*arguments)
+            self._failed = False
 
     def wait(self) -> None:
         while self._waiting:

@@ -179,6 +179,8 @@ class _Table:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)       # offsets and names: no pixel and no token is read
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(path, f"is no whole Arrow file ({error})") from error
         if not reader.schema.equals(self._schema(), check_metadata=True):

@@ -38,9 +38,11 @@ def packing(videos, repository, tiny_model_folder, tmp_path_factory):
 
     def call(capsys, *arguments: object) -> tuple[int, str]:
         capsys.readouterr()
-        sys.argv = ["pack.py", *map(str, ("--videos", videos, "--split", folder / "split.json", "--model", tiny_model_folder, "--out",
-                                          folder / "packed", "--workers", 0, "--variants", "multi_turn", *arguments))]
-        return module.main(), capsys.readouterr().err
+        words = ("--videos", videos, "--split", folder / "split.json", "--model", tiny_model_folder, "--out", folder / "packed", "--workers", 0,
+                 "--variants", "multi_turn", *arguments)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["pack.py", *map(str, words)])
+            return module.main(), capsys.readouterr().err
 
     return folder / "packed", call
 
