@@ -47,8 +47,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frame-sets", type=int, default=1, metavar="N", help="sets of frames of each clip (rules jitter and phase): each epoch "
                         "of training sees another one, predictions and validations the first")
     parser.add_argument("--fit", default="crop", choices=FITS, help="how a picture becomes a square")
-    parser.add_argument("--roi", action="append", default=[], metavar="[CATEGORY=]X,Y,W,H", help="cut this part out of each picture first, in pixels or, "
-                        "where no number is above 1, in shares of the picture; once for all categories, or for each one")
+    parser.add_argument("--roi", action="append", default=[], metavar="[CATEGORY=]X,Y,W,H", help="cut this part out of each picture first, in "
+                        "pixels or, where no number is above 1, in shares of the picture; once for all categories, or for each one")
     parser.add_argument("--reader", default="auto", choices=READERS, help="auto: PyAV, decord where PyAV refuses a file")
     parser.add_argument("--workers", type=int, help="decoding processes; None: one a core; 0: decode in this process")
     parser.add_argument("--time-limit", type=float, default=READER_LIMIT_SECONDS, metavar="SECONDS", help="a reader that takes longer for a clip "

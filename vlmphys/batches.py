@@ -124,8 +124,8 @@ def load_step(packed: Packed, order: ClipOrder, step: int, rank: int, ranks: int
     clips = order.clips_of_step(step)
     hands = deal(clips, rank, ranks, micro_batch)
     sets = packed.frames.sets
-    return [collate(packed, hand or clips[:1], variant, pad_token_id, weightless=not hand, set_of=lambda clip_id: order.frame_set(step, clip_id, sets))
-            for hand in hands]
+    return [collate(packed, hand or clips[:1], variant, pad_token_id, weightless=not hand,
+                    set_of=lambda clip_id: order.frame_set(step, clip_id, sets)) for hand in hands]
 
 
 class StepReader:

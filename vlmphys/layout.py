@@ -91,8 +91,8 @@ def scan_videos(root: str | Path) -> list[Clip]:
         try:
             str(path).encode()
         except UnicodeEncodeError:
-            raise ValueError(f"videos folder {ascii(str(root))}: the name {ascii(str(path.relative_to(root)))} is no UTF-8, so that no file could list "
-                             "it: rename it") from None
+            raise ValueError(f"videos folder {ascii(str(root))}: the name {ascii(str(path.relative_to(root)))} is no UTF-8, so that no "
+                             "file could list it: rename it") from None
     filmed = {path.relative_to(root).parts[0] for path in videos}
     clips: dict[str, Clip] = {}
     outside: list[str] = []

@@ -26,7 +26,8 @@ def parse_regions(texts: Iterable[str]) -> Regions:
             region = [float(number) for number in numbers.split(",")]
         except ValueError:
             region = []
-        problem = "four numbers are expected, x,y,width,height, or category=x,y,width,height" if len(region) != 4 or not category else _problem(region)
+        whole = len(region) == 4 and category
+        problem = _problem(region) if whole else "four numbers are expected, x,y,width,height, or category=x,y,width,height"
         if not problem and category in found:
             problem = "there is one already " + ("for all categories" if category == EVERY else f"for {category}")
         if problem:

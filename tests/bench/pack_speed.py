@@ -274,8 +274,8 @@ def measure(work: Path, options: argparse.Namespace) -> int:
     paths = sorted(map(str, videos.rglob("*.mp4")))
     random.Random(0).shuffle(paths)
     nbytes = sum(path.stat().st_size for path in (work / "distinct").glob("*.mp4")) / max(1, len(list((work / "distinct").glob("*.mp4"))))
-    print(f"{options.clips} clips, {min(options.distinct, options.clips)} distinct files of {nbytes / 1e6:.1f} MB on average; {options.workers} decoding "
-          f"processes, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+    print(f"{options.clips} clips, {min(options.distinct, options.clips)} distinct files of {nbytes / 1e6:.1f} MB on average; "
+          f"{options.workers} decoding processes, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
     reader = fastest_reader(paths[:TRIED_CLIPS])
     halves = [floor(paths[::2], reader, options.workers)]
     packed = pack(work, videos, model, options)
@@ -284,14 +284,14 @@ def measure(work: Path, options: argparse.Namespace) -> int:
     floor_rate, rate = options.clips / floor_seconds, options.clips / packed["seconds"]
     print(f"(a, c) floor, {reader}: {floor_rate:.2f} clips/s (halves: {', '.join(f'{len(paths) / 2 / half[0]:.2f}' for half in halves)}), "
           f"{1e3 * floor_processor / options.clips:.0f} ms of processor time a clip")
-    print(f"(b) pack: {rate:.2f} clips/s, {1e3 * packed['processor'] / options.clips:.0f} ms of processor time a clip (all of its processes, their start "
-          f"included); 6,434 clips: {6434 / rate / 3600:.2f} hours")
+    print(f"(b) pack: {rate:.2f} clips/s, {1e3 * packed['processor'] / options.clips:.0f} ms of processor time a clip (all of its processes, "
+          f"their start included); 6,434 clips: {6434 / rate / 3600:.2f} hours")
     ratio = rate / floor_rate
     print(f"    {ratio:.3f} of the floor's clips/s (target: {TARGET_OF_FLOOR})")
     flat = show_memory(packed, options.clips)
     peers = peers_way(paths[:options.peer_clips])
-    print(f"(d) peers' way, one process, on {min(len(paths), options.peer_clips)} clips: {peers:.2f} clips/s; pack is {rate / peers:.2f} times as fast as one "
-          f"pass, {3 * rate / peers:.2f} times as three; 6,434 clips three times: {3 * 6434 / peers / 3600:.2f} hours")
+    print(f"(d) peers' way, one process, on {min(len(paths), options.peer_clips)} clips: {peers:.2f} clips/s; pack is {rate / peers:.2f} "
+          f"times as fast as one pass, {3 * rate / peers:.2f} times as three; 6,434 clips three times: {3 * 6434 / peers / 3600:.2f} hours")
     back = read_back(work / "packed")
     print(f"(e) read back, shuffled: {back:.0f} clips/s in one process (target: {TARGET_READ_BACK})")
     print(json.dumps({"clips": options.clips, "floor_clips_per_second": floor_rate, "pack_clips_per_second": rate, "ratio": ratio,

@@ -1,4 +1,4 @@
-"""Files that real archives hold, through the real command: each is packed with the right pixels, or quarantined with a reason that names the cause."""
+"""Files that real archives hold, through the real command: packed with the right pixels, or quarantined with the cause."""
 
 from __future__ import annotations
 
