@@ -2,9 +2,10 @@
 
 Reading order. What a clip is and where it stands: `records`, `layout`, `clip_lists` (`sources`), `splits`, `held_out`,
 `near_duplicates`; how files are written: `files`. What is said about it: `priors`, `prompts`, `dialogue`; `prior_lint`, and `paeval` for
-the texts of other judges; `dialogue_export` (`bridges`) for other toolkits. From video to shards: `frame_rules`, `video`,
-`regions`, `pixels`, `shards`, `packing` (`workers`), `dialogue_views`, `verifying`. Training, top to bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`,
-`train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` -> `train.train_step` -> `engine`); beside it
+the texts of other judges; `dialogue_export` (`bridges`) for other toolkits. From video to shards: `frame_rules`, `video`, `regions`,
+`pixels`, `shards`, `packing` (`workers`), `dialogue_views`, `verifying`. Training, top to bottom: `config`, `model`, `batches`, `loss`,
+`tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` ->
+`train.train_step` -> `engine`); beside it
 `validation`, `signals`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`, `runs`, and what lies below `engine`:
 `deepspeed_parts`, `compiling`, `out_of_memory`. After it: `inference`, `predict`, `predictions` (`rows`, `answer_files`), `calibration`
 (`calibrate`), `metrics` (`paired`), `scoring`, `comparison`, `published`, `report` (`tables`, `text_tables`, `charts`), `paper`, `export`

@@ -23,13 +23,13 @@ from vlmphys.splits import make_split, write_split
 
 pytestmark = pytest.mark.integration
 
-CLIPS, CLIPS_PER_SHARD, KILLS = 180, 3, 10
+CLIPS, CLIPS_PER_SHARD, KILLS = 360, 3, 10
 TMPFS_MIB = 4
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory) -> Path:
-    """180 names of 12 files: what is tested is the packer, not the decoder."""
+    """360 names of 12 files: what is tested is the packer, not the decoder."""
     root = make_videos(tmp_path_factory.mktemp("videos"), {"fan": ("stuck",)}, clips=4)
     files = sorted(root.rglob("*.mp4"))
     for number in range(CLIPS - len(files) - 1):
