@@ -18,13 +18,16 @@ from rich.table import Table
 from vlmphys.clip_lists import find_clips
 from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.files import only_writer, write_atomic
-from vlmphys.packing import DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues, pack_frames
+from vlmphys.frame_rules import FRAME_RULES
+from vlmphys.packing import (READER_LIMIT_SECONDS, DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues,
+                             pack_frames)
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
+from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
 from vlmphys.splits import SplitFile, load_split
-from vlmphys.video import FRAME_RULES, READERS
+from vlmphys.video import READERS
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -39,10 +42,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--variants", default=variants, help="dialogue variants, separated by commas")
     parser.add_argument("--frames", type=int, default=8, help="frames of each clip")
-    parser.add_argument("--frame-rule", default="official", choices=FRAME_RULES, help="official: first to last; hf: never the last")
+    parser.add_argument("--frame-rule", default="official", choices=FRAME_RULES, help="official: first to last; hf: never the last; phase: uneven "
+                        "distances, so that what turns steadily does not seem to stand; jitter: official, and other moments in further sets")
+    parser.add_argument("--frame-sets", type=int, default=1, metavar="N", help="sets of frames of each clip (rules jitter and phase): each epoch "
+                        "of training sees another one, predictions and validations the first")
     parser.add_argument("--fit", default="crop", choices=FITS, help="how a picture becomes a square")
+    parser.add_argument("--roi", action="append", default=[], metavar="[CATEGORY=]X,Y,W,H", help="cut this part out of each picture first, in "
+                        "pixels or, where no number is above 1, in shares of the picture; once for all categories, or for each one")
     parser.add_argument("--reader", default="auto", choices=READERS, help="auto: PyAV, decord where PyAV refuses a file")
     parser.add_argument("--workers", type=int, help="decoding processes; None: one a core; 0: decode in this process")
+    parser.add_argument("--time-limit", type=float, default=READER_LIMIT_SECONDS, metavar="SECONDS", help="a reader that takes longer for a clip "
+                        "counts as one that hangs; it is ended, and the other one tries (needs --workers of at least 1)")
+    parser.add_argument("--strict", action="store_true", help="end with status 3 where a clip is in quarantine")
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
     parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
@@ -57,24 +68,27 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     try:
-        run(options)
+        quarantined = run(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    return 3 if options.strict and quarantined else 0
 
 
-def run(options: argparse.Namespace) -> None:
-    """Check all inputs, then write: nothing is decoded before everything that can be known to fail has been tried."""
+def run(options: argparse.Namespace) -> int:
+    """Check all inputs, then write: nothing is decoded before everything that can be known to fail has been tried. Returns how many clips are in
+    quarantine."""
     out = Path(options.out).expanduser()
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
     if workers < 0:
         raise ValueError(f"--workers {workers}: must be 0 or more")
     if options.show is not None and options.show < 1:
         raise ValueError(f"--show {options.show}: must be at least 1")
+    if not options.time_limit > 0:
+        raise ValueError(f"--time-limit {options.time_limit:g}: must be more than 0 seconds")
     settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system, options.shuffle_labels)
     with_frames = options.only != DIALOGUES
     if with_frames and not (options.videos and options.split):
@@ -96,14 +110,20 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.model)
     facts = read_facts(options.model, tokenizer)
     maker = DialogueMaker(facts, tokenizer, priors, n_frames, settings)
-    frame_settings = FrameSettings(n_frames, facts.image_size, options.frame_rule, options.fit, options.reader)
+    frame_settings = FrameSettings(n_frames, facts.image_size, options.frame_rule, options.fit, options.reader, options.frame_sets,
+                                   parse_regions(options.roi))
+    check_categories(frame_settings.regions, {category for category, _ in states.values()})
+    trained_on = facts.frames_trained_on
+    if with_frames and trained_on is not None and n_frames != trained_on:
+        print(f"warning: --frames {n_frames}: this model was trained on {trained_on} frames a clip; with others it must learn their places anew",
+              file=sys.stderr)
     maker.check(states)
     if options.check:
         console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
-        return
+        return 0
     with only_writer(out):
         if with_frames:
-            report = decode(clips, out, frame_settings, workers)
+            report = decode(clips, out, frame_settings, workers, options.time_limit)
             show(FRAMES, report, out)
         if options.only != FRAMES:
             packed = FramesTable.open(out / FRAMES)
@@ -113,9 +133,10 @@ def run(options: argparse.Namespace) -> None:
             write_atomic(out / SPLIT, split_path.read_bytes())
     if options.show or options.statistics:
         show_dialogues(DialogueTable.open(out / DIALOGUES), maker, split, options)
+    return len(report.quarantine) if with_frames else 0
 
 
-def decode(clips, out: Path, settings: FrameSettings, workers: int) -> PackReport:
+def decode(clips, out: Path, settings: FrameSettings, workers: int, limit_seconds: float) -> PackReport:
     """Pack frames behind a progress bar: clips done, clips/s of this run, time left, clips in quarantine."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[bad]} quarantined"))
@@ -130,7 +151,7 @@ def decode(clips, out: Path, settings: FrameSettings, workers: int) -> PackRepor
             rate = f"{(clips_done - earlier) / seconds:.1f} clips/s" if seconds > 0 and clips_done > earlier else ""
             bar.update(task, completed=clips_done, rate=rate, bad=quarantined)
 
-        return pack_frames(clips, out, settings, workers, advance)
+        return pack_frames(clips, out, settings, workers, advance, limit_seconds)
 
 
 def show_dialogues(table: DialogueTable, maker: DialogueMaker, split: SplitFile, options: argparse.Namespace) -> None:
@@ -154,9 +175,14 @@ def show(table: str, report: PackReport, out: Path) -> None:
     state = "already packed" if report.skipped else "packed"
     console.print(f"{table}: {state}, {report.rows} rows in {report.shards} shard(s), {report.nbytes / 2**20:.1f} MiB in {out / table}")
     for bad in report.quarantine[:5]:
-        console.print(f"  quarantined {bad['clip_id']}: {bad['reason']}", markup=False)
+        console.print(f"  quarantined {printable(bad['clip_id'])}: {bad['reason']}", markup=False)
     if report.quarantine:
         console.print(f"  {len(report.quarantine)} clip(s) in quarantine, all in {out / table / QUARANTINE}: nothing stands in their place")
+
+
+def printable(name: str) -> str:
+    """A clip's name on one line, whatever it holds."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ class ClipOrder:
         return [self.clip_ids[index] for index in held[1][start:start + self.global_batch]]
 
 
+    def frame_set(self, step: int, clip_id: str, sets: int) -> int:
+        """Which of a clip's `sets` sets of frames optimizer step `step` sees: another one in each epoch, all of them in as many epochs."""
+        return (stable_int("frame set", self.seed, clip_id) + step // self.steps_per_epoch) % sets
+
+
 def deal(clips: list[str], rank: int, ranks: int, micro_batch: int) -> list[list[str]]:
     """This rank's micro-batches of a global batch: consecutive hands of `micro_batch` clips, rank by rank.
 
@@ -86,8 +91,9 @@ class Batch:
         return Batch(**{name: change(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()})
 
 
-def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id: int, weightless: bool = False) -> Batch:
-    """Read clips and pad them to the longest. With `weightless` no position is supervised.
+def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id: int, weightless: bool = False,
+            set_of: Callable[[str], int] = lambda clip_id: 0) -> Batch:
+    """Read clips and pad them to the longest. With `weightless` no position is supervised; `set_of` says which set of a clip's frames is read.
 
     Padding needs no attention mask: it stands on the right, and in a causal model no real position looks to its right.
     """
@@ -106,7 +112,7 @@ def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id:
         target.append(ids_BL[index, positions])
         turn.append(turns[positions].astype(np.int64) - 1)
         verdict_row.append(np.where((positions >= start) & (positions < end), index, -1))
-    frames = np.stack([packed.frames.row(clip_id).frames_THWC for clip_id in clip_ids])
+    frames = np.stack([packed.frames.row(clip_id, set_of(clip_id)).frames_THWC for clip_id in clip_ids])
     keep_N, target_N, turn_N, verdict_N = (torch.from_numpy(np.concatenate(part)) for part in (keep, target, turn, verdict_row))
     return Batch(torch.from_numpy(ids_BL), torch.from_numpy(frames), keep_N, target_N, turn_N, verdict_N, tuple(clip_ids),
                  0 if weightless else sum(lengths), weightless, 0 if weightless else sum(length ** 2 for length in lengths))
@@ -117,7 +123,9 @@ def load_step(packed: Packed, order: ClipOrder, step: int, rank: int, ranks: int
     """All micro-batches that `rank` computes in optimizer step `step`."""
     clips = order.clips_of_step(step)
     hands = deal(clips, rank, ranks, micro_batch)
-    return [collate(packed, hand or clips[:1], variant, pad_token_id, weightless=not hand) for hand in hands]
+    sets = packed.frames.sets
+    return [collate(packed, hand or clips[:1], variant, pad_token_id, weightless=not hand,
+                    set_of=lambda clip_id: order.frame_set(step, clip_id, sets)) for hand in hands]
 
 
 class StepReader:

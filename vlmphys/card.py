@@ -6,6 +6,7 @@ so that a category called `|x|` or a path with a line break stays text.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from dataclasses import asdict, dataclass
@@ -154,7 +155,9 @@ def _usage(run: Run, exported: Exported, data: dict[str, Any], facts: ModelFacts
     parts = ["## How to load and ask it", f"```python\n{_code_of(run, exported, data, facts, tokenizer, count)}```",
              f"`frames` are {count} pictures of the clip, spread over it by the rule {plain(frames.get('rule', 'official'))}: "
              f"`official` is `np.linspace(0, N - 1, {count}).astype(int)` of its N frames, `hf` is "
-             f"`np.arange(0, N, N / {count}).astype(int)`. "
+             f"`np.arange(0, N, N / {count}).astype(int)`; `vlmphys.frame_rules.frame_indices` has them all. "
+             + (f"Before all else the region {plain(json.dumps(frames['regions']))} (x, y, width, height; `*`: of all categories) was cut out "
+                "of each picture: do the same, with `vlmphys.regions.cut`. " if frames.get("regions") else "")
              + ("The processor cuts their middle out, as it was done in training." if fit == "crop" else
                 f"In training they were brought to {facts.image_size} x {facts.image_size} pixels by {plain(fit)} first: do the same, with "
                 "`vlmphys.pixels.fit_frames`, and the processor leaves them as they are.")]

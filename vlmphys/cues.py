@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from vlmphys.sources import clip_stat
-from vlmphys.video import PAIRS, VideoError, read_frames
+from vlmphys.frame_rules import PAIRS
+from vlmphys.video import VideoError, read_frames
 
 STILL_CUES = ("first frame", "middle frame", "last frame", "mean colour")
 FILE_CUES = ("length", "file size")

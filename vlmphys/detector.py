@@ -17,6 +17,7 @@ import torch
 
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
 from vlmphys.files import read_json
+from vlmphys.frame_rules import frame_indices
 from vlmphys.guessing import Guess, guess_category
 from vlmphys.inference import Judged, judge_batch
 from vlmphys.model import load_tokenizer, normalise_frames, read_facts, video_features
@@ -26,8 +27,9 @@ from vlmphys.predictions import Explain
 from vlmphys.priors import NORMAL_STATE, Prior, known_categories, load_prior, load_priors
 from vlmphys.prompts import SYSTEM, dialogue_text
 from vlmphys.records import Variant, nearest
+from vlmphys.regions import EVERY, Regions, cut, region_of
 from vlmphys.runs import load_run_model
-from vlmphys.video import DecodedClip, read_frames
+from vlmphys.video import DecodedClip, Shape, read_picked
 from vlmphys.windows import Window, read_windows
 
 AUTO = "auto"
@@ -94,6 +96,7 @@ class Detector:
             raise ValueError(f"{source.run.folder / 'data.json'} does not say {', '.join(absent)}: it is of an earlier version; train again")
         self.label, self.variant, self.calibration = source.label, source.variant, source.calibration
         self.frame_settings: dict[str, Any] = facts["frame_settings"]
+        self.regions: Regions = self.frame_settings.get("regions", {})
         self.system: str = SYSTEM if facts["system"] else ""
         self.categories: tuple[str, ...] = tuple(facts["categories"])
         self.tokenizer = load_tokenizer(source.facts_from)
@@ -107,6 +110,9 @@ class Detector:
         """Raise ValueError for a category without a prior, and for `auto` where the run cannot name one."""
         if category != AUTO:
             self._prompt(category)
+        elif set(self.regions) - {EVERY}:
+            raise ValueError("--category auto: the run was trained on a region of interest of its own for some categories (pack.py --roi), and where "
+                             "to look must be known before the category can be guessed; give --category")
         elif self.variant is Variant.NO_PHYSICS:
             raise ValueError("--category auto needs a run that names the parts of what it sees: this one was trained on no_physics; give --category")
         else:
@@ -119,8 +125,8 @@ class Detector:
         """
         self.check_category(category)
         settings = self.frame_settings
-        clip = read_frames(path, settings["rule"], settings["frames"])
-        pictures_THWC = fit_frames(clip.frames_THWC, self.facts.image_size, settings["fit"])
+        clip = read_picked(path, lambda n_frames: frame_indices(n_frames, settings["frames"], settings["rule"]), shape=self._shape(category))
+        pictures_THWC = clip.frames_THWC
         category, sure = self._category(category, pictures_THWC)
         judged = self._judge(category, [pictures_THWC], Explain(explain))[0]
         seconds = tuple(round(int(number) / clip.fps, 3) if clip.fps else None for number in clip.frame_index)
@@ -133,9 +139,8 @@ class Detector:
         A category is guessed once, on the first window. Raises ValueError as `detect`, and for windows that hold too few frames.
         """
         self.check_category(category)
-        settings, size = self.frame_settings, self.facts.image_size
-        windows = read_windows(path, window_seconds, stride_seconds, settings["rule"], settings["frames"],
-                               lambda image_HWC: fit_frames(image_HWC[None], size, settings["fit"])[0])
+        settings = self.frame_settings
+        windows = read_windows(path, window_seconds, stride_seconds, settings["rule"], settings["frames"], self._shape(category))
         sure, best, moments = None, None, []
         for batch in _batches(windows, WINDOWS_A_BATCH):
             if not moments:
@@ -152,6 +157,11 @@ class Detector:
         found = self._detection(path, category, sure, judged, window.clip.frame_index, tuple(window.seconds_T.round(3).tolist()),
                                 window.clip.frames_THWC)
         return replace(found, timeline=tuple(moments))
+
+    def _shape(self, category: str) -> Shape:
+        """What makes a decoded picture the model's, as in packing. A category to be guessed has the region of all."""
+        region = region_of(self.regions, category)
+        return lambda image_HWC: fit_frames(cut(image_HWC, region)[None], self.facts.image_size, self.frame_settings["fit"])[0]
 
     def _detection(self, path, category: str, sure: float | None, judged: Judged, frame_index, seconds, pictures_THWC) -> Detection:
         given = self._prompt(category).given

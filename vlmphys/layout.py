@@ -87,6 +87,12 @@ def scan_videos(root: str | Path) -> list[Clip]:
     if not root.is_dir():
         raise ValueError(f"videos folder {root}: is a file; expected a folder laid out as {LAYOUT}")
     videos, frame_folders = _clip_paths(root)
+    for path in (*videos, *frame_folders):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"videos folder {ascii(str(root))}: the name {ascii(str(path.relative_to(root)))} is no UTF-8, so that no "
+                             "file could list it: rename it") from None
     filmed = {path.relative_to(root).parts[0] for path in videos}
     clips: dict[str, Clip] = {}
     outside: list[str] = []

@@ -52,6 +52,7 @@ class ModelFacts:
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     tokenizer_sha256: str
+    frames_trained_on: int | None = None    # by its config's length of a video; None where that does not say it
 
 
 def resolve_source(model: str) -> str:
@@ -142,12 +143,14 @@ def read_facts(model: str, tokenizer=None) -> ModelFacts:
             _check_picture_size(model, name, part or {}, vision.image_size)
         if name == PREPROCESSOR:
             mean, std = tuple(stored.get("image_mean") or mean), tuple(stored.get("image_std") or std)
+    video = getattr(config, "video_seq_length", None) or 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return ModelFacts(
         source=resolve_source(model), image_size=vision.image_size, tokens_per_frame=tokens_per_frame(vision),
         video_token_id=config.video_token_id, pad_token_id=pad,
         max_positions=config.text_config.max_position_embeddings, vocab_size=config.text_config.vocab_size,
-        image_mean=mean, image_std=std, tokenizer_sha256=tokenizer_sha256(tokenizer))
+        image_mean=mean, image_std=std, tokenizer_sha256=tokenizer_sha256(tokenizer),
+        frames_trained_on=None if video % tokens_per_frame(vision) else video // tokens_per_frame(vision) or None)
 
 
 def _check_picture_size(model: str, name: str, stored: dict[str, Any], image_size: int) -> None:

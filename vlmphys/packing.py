@@ -10,8 +10,9 @@ import json
 import os
 import random
 import shutil
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections import defaultdict, deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
@@ -20,16 +21,18 @@ import torch
 
 from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
+from vlmphys.frame_rules import FRAME_RULES, SET_RULES, VideoError, frame_indices
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
 from vlmphys.priors import Prior, priors_sha256
 from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
 from vlmphys.records import Split, Variant, sha256_text, stable_int
+from vlmphys.regions import Regions, box_of, cut, region_of
 from vlmphys.shards import (DIALOGUES, DIALOGUES_PER_BATCH, FRAMES, FRAMES_PER_BATCH, MANIFEST, QUARANTINE, VERSION, DialogueTable,
-                            FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of)
+                            FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of, read_quarantine)
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
-from vlmphys.video import FRAME_RULES, READERS, VideoError, read_frames
+from vlmphys.video import READERS, read_picked
 from vlmphys.workers import Lost, run_in_order
 
 CLIPS_PER_SHARD = 256
@@ -37,31 +40,49 @@ DIALOGUES_PER_SHARD = 8192
 # A 1080p clip takes a third of a second; one that takes this long never ends.
 READER_LIMIT_SECONDS = 120.0
 JOURNAL = "progress.jsonl"
+# Clips that wait for the disk at most: what comes in while a shard is hashed and made durable, which takes a second or two.
+WAITING_FOR_DISK = 32
 # The side whose questions are asked in several wordings; dialogues of earlier versions, where all sides were, have no such key.
 WORDINGS = Split.TRAIN.value
 
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """What decides the pixels of a clip: T frames by `rule`, fitted into a square of `size` pixels by `fit`."""
+    """What decides the pixels of a clip: T frames by `rule`, fitted into a square of `size` pixels by `fit`; `sets` of them, and of each picture
+    the category's region of `regions` alone."""
 
     frames: int
     size: int
     rule: str = "official"
     fit: str = "crop"
     reader: str = "auto"
+    sets: int = 1
+    regions: Regions = field(default_factory=dict)
 
     def __post_init__(self):
         allowed = {"rule": FRAME_RULES, "fit": FITS, "reader": READERS}
         problems = [f"{name} {getattr(self, name)!r}: must be one of {', '.join(values)}"
                     for name, values in allowed.items() if getattr(self, name) not in values]
-        problems += [f"{name} {getattr(self, name)}: must be at least 1" for name in ("frames", "size") if getattr(self, name) < 1]
+        problems += [f"{name} {getattr(self, name)}: must be at least 1" for name in ("frames", "size", "sets") if getattr(self, name) < 1]
+        if self.sets > 1 and self.rule not in SET_RULES:
+            problems.append(f"--frame-sets {self.sets}: rule {self.rule} gives the same frames in each; take --frame-rule {' or '.join(SET_RULES)}")
+        if self.sets == 1 and self.rule == "jitter":
+            problems.append("--frame-rule jitter: its other moments are the further sets, the first is that of official; give --frame-sets 2 or more")
         if problems:
             raise ValueError("; ".join(problems))
 
     def meta(self) -> dict:
         """The settings as a frames shard carries them."""
-        return {"version": VERSION, "frames": self.frames, "height": self.size, "width": self.size, "rule": self.rule, "fit": self.fit}
+        return {"version": VERSION, "frames": self.frames, "height": self.size, "width": self.size, "rule": self.rule, "fit": self.fit,
+                **self.further()}
+
+    def further(self) -> dict:
+        """Settings that stand in a manifest only where they are not the default: what was packed before there were any stays as it is."""
+        return {**({"sets": self.sets} if self.sets > 1 else {}), **({"regions": self.regions} if self.regions else {})}
+
+    def as_inputs(self) -> dict:
+        """All of them, for the digest of what is packed."""
+        return {**{key: value for key, value in asdict(self).items() if key not in ("sets", "regions")}, **self.further()}
 
 
 @dataclass(frozen=True)
@@ -97,14 +118,17 @@ class ClipTask:
 
     path: str
     settings: FrameSettings
+    clip_id: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True)
 class ClipPixels:
-    """A worker's answer for a good clip; `frames_THWC` uint8."""
+    """A worker's answer for a good clip: uint8 pixels and frame numbers by set, S x T; `box` x, y, width, height of what was cut out, pixels."""
 
-    frames_THWC: np.ndarray
-    frame_index: list[int]
+    frames_STHWC: np.ndarray
+    index_ST: np.ndarray
+    box: list[int]
     sha256: str
     fps: float
     n_frames: int
@@ -113,10 +137,20 @@ class ClipPixels:
 def decode_clip(task: ClipTask) -> ClipPixels | VideoError:
     """Decode and fit one clip; what is wrong with the file comes back as an error, not as an exception."""
     settings = task.settings
+    region, sizes = region_of(settings.regions, task.category), []
+
+    def sets_of(n_frames: int) -> np.ndarray:
+        return np.stack([frame_indices(n_frames, settings.frames, settings.rule, number, task.clip_id) for number in range(settings.sets)])
+
+    def shape(image_HWC: np.ndarray) -> np.ndarray:
+        sizes.append(image_HWC.shape[:2])
+        return fit_frames(cut(image_HWC, region)[None], settings.size, settings.fit)[0]
+
     try:
-        clip = read_frames(task.path, settings.rule, settings.frames, settings.reader)
-        frames_THWC = fit_frames(clip.frames_THWC, settings.size, settings.fit)
-        return ClipPixels(frames_THWC, clip.frame_index.tolist(), sha256_clip(Path(task.path)), clip.fps, clip.n_frames)
+        clip = read_picked(task.path, lambda n_frames: np.unique(sets_of(n_frames)), settings.reader, shape=shape)
+        index_ST = sets_of(clip.n_frames)
+        frames_STHWC = clip.frames_THWC[np.searchsorted(clip.frame_index, index_ST)]
+        return ClipPixels(frames_STHWC, index_ST, box_of(region, *sizes[-1]), sha256_clip(Path(task.path)), clip.fps, clip.n_frames)
     except VideoError as error:
         return error
     except OSError as error:
@@ -132,7 +166,7 @@ def _decode_in_worker(task: ClipTask) -> ClipPixels | VideoError:
 def _other_reader(task: ClipTask) -> ClipTask | None:
     if task.settings.reader != "auto":
         return None
-    return ClipTask(task.path, FrameSettings(**{**asdict(task.settings), "reader": "decord"}))
+    return replace(task, settings=replace(task.settings, reader="decord"))
 
 
 def check_clips(clips: list[Clip], split: SplitFile) -> list[Clip]:
@@ -146,25 +180,27 @@ def check_clips(clips: list[Clip], split: SplitFile) -> list[Clip]:
 
 
 def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: int,
-                progress: Callable[[int, int], None] = lambda clips_done, quarantined: None) -> PackReport:
+                progress: Callable[[int, int], None] = lambda clips_done, quarantined: None,
+                limit_seconds: float = READER_LIMIT_SECONDS) -> PackReport:
     """Write `out/frames` for these clips, or go on where an earlier run stopped, or do nothing where it is all there.
 
     Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first
-    with what an earlier run had done. Raises ValueError where every clip is bad, and where the disk is full.
+    with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises ValueError where every clip
+    is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     finish_swap(partial, target, MANIFEST)
     inputs = _inputs_sha256(clips, settings)
     if _stored_inputs(target) == inputs:
         table = FramesTable.open(target)
-        quarantine = tuple(json.loads(line) for line in (target / QUARANTINE).read_text().splitlines())
+        quarantine = tuple(read_quarantine(target / QUARANTINE))
         progress(len(clips), len(quarantine))
         return _report(table.manifest, True, quarantine)
     with clear_disk_errors(out, "finished shards"):
         done = _open_journal(partial, inputs)
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
         _check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done), settings)
-        _write_missing_shards(chunks, done, partial, settings, workers, progress)
+        _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds)
         entries = [done[index] for index in range(len(chunks))]
         quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])
         shards = [entry["shard"] for entry in entries if entry["shard"]]
@@ -180,41 +216,87 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
 
 
 def _write_missing_shards(chunks: list[list[Clip]], done: dict[int, dict], partial: Path, settings: FrameSettings, workers: int,
-                          progress: Callable[[int, int], None]) -> None:
+                          progress: Callable[[int, int], None], limit_seconds: float) -> None:
     clips_done = sum(len(chunks[index]) for index in done)
     quarantined = sum(len(entry["quarantine"]) for entry in done.values())
     progress(clips_done, quarantined)
     missing = [index for index in range(len(chunks)) if index not in done]
-    tasks = [ClipTask(str(clip.path), settings) for index in missing for clip in chunks[index]]
+    tasks = [ClipTask(str(clip.path), settings, clip.clip_id, clip.category) for index in missing for clip in chunks[index]]
     function = _decode_in_worker if workers else decode_clip
-    results = run_in_order(function, tasks, min(workers, len(tasks)), READER_LIMIT_SECONDS, _other_reader)
+    results = run_in_order(function, tasks, min(workers, len(tasks)), limit_seconds, _other_reader)
     schema = frames_schema(settings.meta())
+    disk = _Disk()
     try:
         for index in missing:
-            writer = ShardWriter(partial / f"{FRAMES}-{index:05d}.arrow", schema, FRAMES_PER_BATCH)
+            writer = disk.open(partial / f"{FRAMES}-{index:05d}.arrow", schema)
             bad: list[dict] = []
-            try:
-                for clip, result in zip(chunks[index], results):
-                    if isinstance(result, ClipPixels):
-                        writer.add(_frames_row(clip, result))
-                    else:
-                        reason = result.reason if isinstance(result, Lost) else str(result)
-                        bad.append({"clip_id": clip.clip_id, "path": str(clip.path), "reason": reason})
-                    clips_done += 1
-                    progress(clips_done, quarantined + len(bad))
-                line = writer.close() if writer.rows else None
-            finally:
-                writer.abort()
+            for clip, result in zip(chunks[index], results):
+                if isinstance(result, ClipPixels):
+                    disk.later(writer.add, _frames_row(clip, result, settings))
+                else:
+                    reason = result.reason if isinstance(result, Lost) else str(result)
+                    bad.append({"clip_id": clip.clip_id, "path": str(clip.path), "reason": reason})
+                clips_done += 1
+                progress(clips_done, quarantined + len(bad))
             quarantined += len(bad)
-            done[index] = {"index": index, "shard": line, "quarantine": bad}
-            _append_durably(partial / JOURNAL, done[index])
+            disk.later(_finish_shard, index, writer, bad, done, partial / JOURNAL)
+        disk.wait()
     finally:
         results.close()
+        disk.close()
 
 
-def _frames_row(clip: Clip, pixels: ClipPixels) -> dict:
-    return {"clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label, "frames": pixels.frames_THWC,
-            "frame_index": pixels.frame_index, "source_sha256": pixels.sha256, "source_fps": pixels.fps, "source_frames": pixels.n_frames}
+class _Disk:
+    """A thread that writes rows and finishes shards in the order given, while the next clips are decoded; nothing else writes meanwhile."""
+
+    def __init__(self):
+        self._thread = ThreadPoolExecutor(1, "shard writer")
+        self._waiting: deque[Future] = deque()
+        self._failed = False
+        self._writers: list[ShardWriter] = []
+
+    def open(self, path: Path, schema) -> ShardWriter:
+        self._writers.append(ShardWriter(path, schema, FRAMES_PER_BATCH))
+        return self._writers[-1]
+
+    def later(self, function: Callable, *arguments: object) -> None:
+        """Do this when all before it is done; raises what went wrong with an earlier one."""
+        self._waiting.append(self._thread.submit(self._do, function, *arguments))
+        while len(self._waiting) > WAITING_FOR_DISK or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def _do(self, function: Callable, *arguments: object) -> None:
+        # After a failure nothing more is done: a shard that lacks a piece must not be finished, even if the disk has room again by then.
+        if not self._failed:
+            self._failed = True
+            function(*arguments)
+            self._failed = False
+
+    def wait(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """End the thread; what is not a whole shard by now is dropped."""
+        self._thread.shutdown(cancel_futures=True)
+        for writer in self._writers:
+            writer.abort()
+
+
+def _finish_shard(index: int, writer: ShardWriter, bad: list[dict], done: dict[int, dict], journal: Path) -> None:
+    """Make a shard whole and durable, then say so in the journal. One without a single good clip is not written."""
+    line = writer.close() if writer.rows else None
+    writer.abort()
+    done[index] = {"index": index, "shard": line, "quarantine": bad}
+    _append_durably(journal, done[index])
+
+
+def _frames_row(clip: Clip, pixels: ClipPixels, settings: FrameSettings) -> dict:
+    row = {"clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label, "frames": pixels.frames_STHWC[0],
+           "frame_index": pixels.index_ST[0].tolist(), "source_sha256": pixels.sha256, "source_fps": pixels.fps, "source_frames": pixels.n_frames}
+    if settings.sets > 1:
+        row |= {"more_frames": pixels.frames_STHWC[1:], "more_index": pixels.index_ST[1:].reshape(-1).tolist()}
+    return {**row, "box": pixels.box} if settings.regions else row
 
 
 def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
@@ -225,7 +307,7 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
             lines.append([clip.clip_id, clip.category, clip.state, *clip_stat(clip.path)])
         except OSError as error:
             lines.append([clip.clip_id, clip.category, clip.state, error.errno, 0])
-    return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, asdict(settings), lines]))
+    return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, settings.as_inputs(), lines]))
 
 
 def _stored_inputs(target: Path) -> str | None:
@@ -266,7 +348,7 @@ def _append_durably(path: Path, value: dict) -> None:
 
 
 def _check_space(out: Path, clips: int, settings: FrameSettings) -> None:
-    needed, free = clips * settings.frames * settings.size ** 2 * 3, shutil.disk_usage(out).free
+    needed, free = clips * settings.sets * settings.frames * settings.size ** 2 * 3, shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(f"{out}: {clips} clips need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
                          "make room, or give another --out")

@@ -16,7 +16,7 @@ from vlmphys.mechanisms import load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
 from vlmphys.records import stable_int
-from vlmphys.video import frame_indices
+from vlmphys.frame_rules import frame_indices
 
 MARKER = "preview.json"
 OVERVIEW = "mechanisms.png"

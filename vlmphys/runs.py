@@ -97,6 +97,10 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
         raise ValueError(f"out: {out} holds a run already, and --resume is 'never'; give a new folder with --out, or --resume auto")
     stored = read_json(out / "data.json", "give a new folder with --out")
     other = differences(read_back(out / "config.yaml"), config)
+    # The parts of the packed data that are others than they were, where the run says of what it was made: another prior is other dialogues.
+    parts = {"frames": "frames/manifest.json", "dialogues": "dialogues/manifest.json", "split": "split.json"}
+    other = [f"{Path(config.data) / file} is another than it was when the run was begun" for part, file in parts.items()
+             if part in stored and part in data_facts and stored[part] != data_facts[part]] + other
     there, here = ({"fingerprint": f" of {facts.get('data')}"} for facts in (stored, data_facts))
     other += [f"{key} ({stored.get(key)!r}{there.get(key, '')} there, {data_facts[key]!r}{here.get(key, '')} here)"
               for key in DATA_IDENTITY if stored.get(key) != data_facts[key]]

@@ -34,12 +34,21 @@ SCALAR_COLUMNS = ("category", "state", "label", "source_sha256", "source_fps", "
 
 
 def frames_schema(meta: dict) -> pa.Schema:
-    """Columns of a frames shard; `meta` holds version, frames (T), height, width, rule, fit."""
+    """Columns of a frames shard; `meta` holds version, frames (T), height, width, rule, fit; sets where there are several, and regions where
+    pictures were cut (`regions`): then the pixels of sets 1, 2, ..., and each clip's box (x, y, width, height), stand in columns of their own."""
     nbytes = meta["frames"] * meta["height"] * meta["width"] * 3
     columns = [("clip_id", pa.string()), ("category", pa.string()), ("state", pa.string()), ("label", pa.int8()),
                ("frames", pa.binary(nbytes)), ("frame_index", pa.list_(pa.int32())), ("source_sha256", pa.string()),
                ("source_fps", pa.float64()), ("source_frames", pa.int32())]
+    more = frame_sets(meta) - 1
+    columns += [("more_frames", pa.binary(more * nbytes)), ("more_index", pa.list_(pa.int32(), more * meta["frames"]))] if more else []
+    columns += [("box", pa.list_(pa.int32(), 4))] if "regions" in meta else []
     return pa.schema(columns, metadata=_schema_metadata(meta))
+
+
+def frame_sets(meta: dict) -> int:
+    """How many sets of frames each clip has: 1, except where more were packed for training."""
+    return meta.get("sets", 1)
 
 
 def dialogues_schema(meta: dict) -> pa.Schema:
@@ -52,6 +61,11 @@ def dialogues_schema(meta: dict) -> pa.Schema:
 def _schema_metadata(meta: dict) -> dict[str, str]:
     return {key: json_bytes(value).decode().strip() if isinstance(value, (dict, list, tuple)) else str(value)
             for key, value in sorted(meta.items())}
+
+
+def read_quarantine(path: Path) -> list[dict]:
+    """The rows of a quarantine list. Lines end with a newline alone: a clip's name may hold what else ends one (U+2028, U+0085)."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 class ShardWriter:
@@ -165,6 +179,8 @@ class _Table:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)       # offsets and names: no pixel and no token is read
         except (pa.ArrowInvalid, OSError) as error:
             raise self._damaged(path, f"is no whole Arrow file ({error})") from error
         if not reader.schema.equals(self._schema(), check_metadata=True):
@@ -214,10 +230,11 @@ class ClipRow:
     source_sha256: str
     source_fps: float
     source_frames: int
+    box: tuple[int, int, int, int] | None = None    # x, y, width, height of the region of interest in the source's pixels
 
 
 class FramesTable(_Table):
-    """Pixels by clip id. `meta`: version, frames (T), height, width, rule, fit."""
+    """Pixels by clip id. `meta`: version, frames (T), height, width, rule, fit; sets, regions as in `frames_schema`."""
 
     kind = FRAMES
 
@@ -232,15 +249,29 @@ class FramesTable(_Table):
         """Every packed clip, sorted."""
         return sorted(self._place)
 
-    def row(self, clip_id: str) -> ClipRow:
-        """One clip; no byte of its pixels is read before it is used. Raises ValueError for a clip that was not packed."""
+    @property
+    def sets(self) -> int:
+        """How many sets of frames each clip has; set 0 is what predictions and validations see."""
+        return frame_sets(self.meta)
+
+    def row(self, clip_id: str, frame_set: int = 0) -> ClipRow:
+        """One clip, seen at the moments of `frame_set`; no byte of its pixels is read before it is used.
+
+        Raises ValueError for a clip that was not packed.
+        """
         batch, row = self._find(clip_id)
+        assert 0 <= frame_set < self.sets
         shape = self.meta["frames"], self.meta["height"], self.meta["width"], 3
-        column = batch.column("frames")
         nbytes = int(np.prod(shape))
-        pixels = np.frombuffer(column.buffers()[1], np.uint8, nbytes, (column.offset + row) * nbytes)
+        if frame_set == 0:
+            column, place, index = batch.column("frames"), row, _slice(batch.column("frame_index"), row)
+        else:
+            column, place = batch.column("more_frames"), row * (self.sets - 1) + frame_set - 1
+            index = batch.column("more_index")[row].values.to_numpy().reshape(self.sets - 1, -1)[frame_set - 1]
+        pixels = np.frombuffer(column.buffers()[1], np.uint8, nbytes, column.offset * column.type.byte_width + place * nbytes)
         value = {name: batch.column(name)[row].as_py() for name in SCALAR_COLUMNS}
-        return ClipRow(clip_id=clip_id, frames_THWC=pixels.reshape(shape), frame_index=_slice(batch.column("frame_index"), row), **value)
+        box = tuple(batch.column("box")[row].as_py()) if "regions" in self.meta else None
+        return ClipRow(clip_id=clip_id, frames_THWC=pixels.reshape(shape), frame_index=index, box=box, **value)
 
     def states(self) -> dict[str, tuple[str, str]]:
         """(category, state) of every packed clip, by sorted clip id; pixels are not touched."""
@@ -348,7 +379,7 @@ class Packed:
         """The clips that could not be decoded: {clip_id, path, reason}. Raises ValueError where the list cannot be read."""
         path = self.frames.folder / QUARANTINE
         try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            return read_quarantine(path)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read ({error}); {REPACK}") from error
 

@@ -36,7 +36,10 @@ def verify(folder: str | Path, priors_dir: str | None = None, model: str | None 
         packed = open_packed(folder)
     except ValueError as error:
         return [Check("manifests, shards and split can be opened", str(folder), [str(error)])]
-    return [_check_hashes(packed), _check_clips(packed.frames), _check_quarantine(packed), _check_split(packed), _check_dialogues(packed),
+    hashes = _check_hashes(packed)
+    if hashes.problems:
+        return [hashes]     # what stands in a shard that was changed says nothing, and may be anything
+    return [hashes, _check_clips(packed.frames), _check_quarantine(packed), _check_split(packed), _check_dialogues(packed),
             _check_priors(packed, priors_dir), *([_check_model(packed, model)] if model else [])]
 
 
@@ -54,17 +57,19 @@ def _check_hashes(packed: Packed) -> Check:
 
 
 def _check_clips(frames: FramesTable) -> Check:
-    check = Check("frames: labels, frame numbers, pixels", f"{len(frames)} rows")
+    check = Check("frames: labels, frame numbers, pixels", f"{len(frames)} rows" + (f" of {frames.sets} frame sets" if frames.sets > 1 else ""))
     for clip_id in frames.clip_ids:
         row = frames.row(clip_id)
-        index = row.frame_index
         if row.label != label_of(row.state):
             check.problems.append(f"{clip_id}: state {row.state!r} and label {row.label} do not go together")
-        if len(index) != frames.meta["frames"] or (np.diff(index) <= 0).any() or index[0] < 0 or index[-1] >= row.source_frames:
-            check.problems.append(f"{clip_id}: frame numbers {index.tolist()} of {row.source_frames} frames")
-        # Each pixel is read; a clip of one colour is a video that was never filmed, or a decoder that failed in silence.
-        if row.frames_THWC.min() == row.frames_THWC.max():
-            check.problems.append(f"{clip_id}: every pixel of its {len(index)} frames is {row.frames_THWC.min()}")
+        for number in range(frames.sets):
+            row = frames.row(clip_id, number)
+            index, place = row.frame_index, clip_id if frames.sets == 1 else f"{clip_id}, frame set {number}"
+            if len(index) != frames.meta["frames"] or (np.diff(index) <= 0).any() or index[0] < 0 or index[-1] >= row.source_frames:
+                check.problems.append(f"{place}: frame numbers {index.tolist()} of {row.source_frames} frames")
+            # Each pixel is read; a clip of one colour is a video that was never filmed, or a decoder that failed in silence.
+            if row.frames_THWC.min() == row.frames_THWC.max():
+                check.problems.append(f"{place}: every pixel of its {len(index)} frames is {row.frames_THWC.min()}")
     return check
 
 

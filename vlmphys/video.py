@@ -7,6 +7,7 @@ Shape suffixes: T frames, H W pixels, C colour channels (RGB).
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,9 @@ import av
 import numpy as np
 from PIL import Image
 
+from vlmphys.frame_rules import VideoError, frame_indices
 from vlmphys.sources import PICTURE_SUFFIXES, frame_files
 
-FRAME_RULES = ("official", "hf")
-PAIRS = "pairs"     # for measuring motion; no model reads frames this way
 READERS = ("auto", "pyav", "decord")
 # In these codecs one packet of a file is one shown frame, so that packets count frames without decoding them. Elsewhere
 # (VP8's hidden frames, packed MPEG-4 in AVI) all frames are decoded once more, only to be counted.
@@ -27,17 +27,14 @@ KNOWS_UNREFERENCED = ("h264",)
 PACKETS_KEPT_BYTES = 256 << 20
 
 
-class VideoError(ValueError):
-    """A clip that cannot be used; the text is the reason that the quarantine list shows."""
-
-
 class ReaderRefused(VideoError):
     """One reader failed on a file; another one may succeed."""
 
 
 @dataclass(frozen=True)
 class DecodedClip:
-    """The wanted frames of one clip: `frames_THWC` uint8 RGB at the source's size, `frame_index` int32 (T), fps 0 where unknown."""
+    """The wanted frames of one clip: `frames_THWC` uint8 RGB at the source's size (or as `shape` made them), `frame_index` int32 (T), fps 0
+    where unknown."""
 
     frames_THWC: np.ndarray
     frame_index: np.ndarray
@@ -45,28 +42,12 @@ class DecodedClip:
     n_frames: int
 
 
-def frame_indices(n_frames: int, frames: int, rule: str) -> np.ndarray:
-    """Which frames of `n_frames` are read, ascending, int32 (T).
+Pick = Callable[[int], np.ndarray]
+Shape = Callable[[np.ndarray], np.ndarray]
 
-    `official` (Video-LLaVA's own code): evenly from the first to the last. `hf` (the Hugging Face examples): steps of
-    n_frames / frames from the first, never the last. `pairs`: neighbours, two and two, evenly from the first two to the last two.
-    Raises VideoError where the clip has fewer frames than wanted.
-    """
-    if frames < 1:
-        raise ValueError(f"frames: {frames} was given, at least 1 is needed")
-    if rule == PAIRS and frames % 2:
-        raise ValueError(f"frames: {frames} was given, pairs need an even number")
-    if rule not in (*FRAME_RULES, PAIRS):
-        raise ValueError(f"frame rule {rule!r}: must be one of {', '.join(FRAME_RULES)}")
-    if n_frames < frames:
-        raise VideoError(f"has {n_frames} frame(s), {frames} are wanted")
-    if rule == "official":
-        return np.linspace(0, n_frames - 1, frames).astype(np.int32)
-    if rule == PAIRS:
-        first = np.linspace(0, n_frames - 2, frames // 2).astype(np.int32)
-        return np.stack([first, first + 1], axis=1).reshape(-1)
-    # The cut guards against one element too many, which arange gives for steps that are not exact in binary.
-    return np.arange(0, n_frames, n_frames / frames).astype(np.int32)[:frames]
+
+def as_it_is(image_HWC: np.ndarray) -> np.ndarray:
+    return image_HWC
 
 
 def read_frames(path: str | Path, rule: str = "official", frames: int = 8, reader: str = "auto", threads: int = 1) -> DecodedClip:
@@ -75,22 +56,30 @@ def read_frames(path: str | Path, rule: str = "official", frames: int = 8, reade
     `reader` (files only): `pyav`, `decord`, or `auto` (PyAV, then decord where PyAV's decoder refuses the file). Both give the same pixels.
     Raises VideoError with the reason for a file that is no usable video; ValueError for a wrong argument.
     """
+    frame_indices(frames, frames, rule)
+    return read_picked(path, lambda n_frames: frame_indices(n_frames, frames, rule), reader, threads)
+
+
+def read_picked(path: str | Path, pick: Pick, reader: str = "auto", threads: int = 1, shape: Shape = as_it_is) -> DecodedClip:
+    """`read_frames` for frames chosen by `pick`: from a clip's number of frames to the wanted ones, ascending, each once.
+
+    `shape` is applied to each picture (H x W x 3, uint8) as soon as it is decoded, so that no clip is held at its full size.
+    """
     if reader not in READERS:
         raise ValueError(f"reader {reader!r}: must be one of {', '.join(READERS)}")
-    frame_indices(frames, frames, rule)
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, rule, frames)
+        return _read_folder(path, pick, shape)
     check_regular(path)
     if reader == "decord":
-        return _read_decord(path, rule, frames, threads)
+        return _read_decord(path, pick, threads, shape)
     try:
-        return _read_pyav(path, rule, frames, threads)
+        return _read_pyav(path, pick, threads, shape)
     except ReaderRefused as first:
         if reader == "pyav":
             raise
         try:
-            return _read_decord(path, rule, frames, threads)
+            return _read_decord(path, pick, threads, shape)
         except ReaderRefused as second:
             raise VideoError(f"cannot be read as a video ({first}; {second})") from second
 
@@ -106,19 +95,19 @@ def check_regular(path: Path) -> None:
         raise VideoError("is empty (0 bytes)")
 
 
-def _read_pyav(path: Path, rule: str, frames: int, threads: int) -> DecodedClip:
+def _read_pyav(path: Path, pick: Pick, threads: int, shape: Shape) -> DecodedClip:
     try:
         with av.open(str(path)) as container:
             stream = video_stream(container, threads)
             check_whole(path, stream)
             packets, times = _packets(container, stream, path.stat().st_size <= PACKETS_KEPT_BYTES)
             if times is not None:
-                wanted = frame_indices(len(times), frames, rule)
+                wanted = pick(len(times))
                 wanted_times = [times[index] for index in wanted]
-                clip = _decode_at_times(stream, packets, wanted_times) if packets else _decode_afresh(path, wanted_times, threads)
+                clip = _decode_at_times(stream, packets, wanted_times, shape) if packets else _decode_afresh(path, wanted_times, threads, shape)
                 if clip is not None:
                     return DecodedClip(clip, wanted, fps_of(stream), len(times))
-        return _decode_by_counting(path, rule, frames, threads)
+        return _decode_by_counting(path, pick, threads, shape)
     except (av.error.FFmpegError, OSError) as error:
         raise ReaderRefused(f"PyAV: {error.strerror or error}") from error
 
@@ -166,13 +155,13 @@ def _packets(container, stream, keep: bool) -> tuple[list, list[int] | None]:
     return packets, sorted(times)
 
 
-def _decode_at_times(stream, packets, times: list[int]) -> np.ndarray | None:
+def _decode_at_times(stream, packets, times: list[int], shape: Shape = as_it_is) -> np.ndarray | None:
     """Frames at these presentation times, T x H x W x C; None where they do not come out one for one.
 
     References are decoded, unwanted frames that nothing refers to are skipped, and nothing is decoded after the last wanted packet.
     """
     slots = {time: slot for slot, time in enumerate(times)}
-    picked: list[np.ndarray | None] = [None] * len(times)
+    picked = _Pictures(shape)
     may_skip = stream.codec_context.codec.canonical_name in KNOWS_UNREFERENCED
     waiting = set(slots)
     for packet in packets:
@@ -188,35 +177,33 @@ def _decode_at_times(stream, packets, times: list[int]) -> np.ndarray | None:
                 # Two packets may make one interlaced frame: only counting is exact there.
                 if frame.interlaced_frame:
                     return None
-                picked[slots[frame.pts]] = rgb_of(frame)
+                picked.add(slots[frame.pts], rgb_of(frame))
         if not waiting:
             break
-    if any(image is None for image in picked):
-        return None
-    return stacked(picked)
+    return picked.stacked() if len(picked) == len(times) else None
 
 
-def _decode_afresh(path: Path, times: list[int], threads: int) -> np.ndarray | None:
+def _decode_afresh(path: Path, times: list[int], threads: int, shape: Shape) -> np.ndarray | None:
     """`_decode_at_times` for a file too large for its packets to be kept."""
     with av.open(str(path)) as container:
         stream = video_stream(container, threads)
-        return _decode_at_times(stream, container.demux(stream), times)
+        return _decode_at_times(stream, container.demux(stream), times, shape)
 
 
-def _decode_by_counting(path: Path, rule: str, frames: int, threads: int) -> DecodedClip:
+def _decode_by_counting(path: Path, pick: Pick, threads: int, shape: Shape) -> DecodedClip:
     """Plain decoding, twice: the first pass counts, the second one keeps. Exact for every file that decodes at all."""
     with av.open(str(path)) as container:
         n_frames = sum(1 for _ in container.decode(video_stream(container, threads)))
-    wanted = frame_indices(n_frames, frames, rule)
-    keep, picked = set(wanted.tolist()), []
+    wanted = pick(n_frames)
+    keep, picked = set(wanted.tolist()), _Pictures(shape)
     with av.open(str(path)) as container:
         stream = video_stream(container, threads)
         for index, frame in enumerate(container.decode(stream)):
             if index in keep:
-                picked.append(rgb_of(frame))
-            if len(picked) == frames:
+                picked.add(index, rgb_of(frame))
+            if len(picked) == len(keep):
                 break
-        return DecodedClip(stacked(picked), wanted, fps_of(stream), n_frames)
+        return DecodedClip(picked.stacked(), wanted, fps_of(stream), n_frames)
 
 
 def rgb_of(frame) -> np.ndarray:
@@ -227,14 +214,35 @@ def rgb_of(frame) -> np.ndarray:
     return np.rot90(image_HWC, frame.rotation // 90) if frame.rotation % 360 else image_HWC
 
 
-def stacked(images: list[np.ndarray]) -> np.ndarray:
-    shapes = sorted({image.shape for image in images})
+class _Pictures:
+    """The wanted pictures of one clip as they come out of a decoder, each shaped at once, put in order at the end."""
+
+    def __init__(self, shape: Shape):
+        self._shape, self._sizes, self._held = shape, set(), {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def add(self, place: int, image_HWC: np.ndarray) -> None:
+        self._sizes.add(image_HWC.shape)
+        check_one_size(self._sizes)
+        self._held[place] = self._shape(image_HWC)
+
+    def stacked(self) -> np.ndarray:
+        return np.stack([self._held[place] for place in sorted(self._held)])
+
+
+def check_one_size(shapes: set[tuple[int, ...]]) -> None:
     if len(shapes) > 1:
-        raise VideoError(f"changes its size on the way: {' and '.join(f'{shape[1]} x {shape[0]}' for shape in shapes)}")
+        raise VideoError(f"changes its size on the way: {' and '.join(f'{shape[1]} x {shape[0]}' for shape in sorted(shapes))}")
+
+
+def stacked(images: list[np.ndarray]) -> np.ndarray:
+    check_one_size({image.shape for image in images})
     return np.stack(images)
 
 
-def _read_decord(path: Path, rule: str, frames: int, threads: int) -> DecodedClip:
+def _read_decord(path: Path, pick: Pick, threads: int, shape: Shape) -> DecodedClip:
     try:
         import decord
     except ImportError as error:
@@ -242,14 +250,16 @@ def _read_decord(path: Path, rule: str, frames: int, threads: int) -> DecodedCli
     decord.logging.set_level(decord.logging.QUIET)      # what is wrong with a file is said once, by the exception
     try:
         video = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads)
-        wanted = frame_indices(len(video), frames, rule)
-        return DecodedClip(video.get_batch(wanted).asnumpy(), wanted, float(video.get_avg_fps()), len(video))
+        wanted = pick(len(video))
+        frames_THWC = video.get_batch(wanted).asnumpy()
+        fps, n_frames = float(video.get_avg_fps()), len(video)
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
         text = str(error).strip().splitlines()
         raise ReaderRefused(f"decord: {text[0] if text else 'refused the file'}") from error
+    return DecodedClip(np.stack([shape(image_HWC) for image_HWC in frames_THWC]), wanted, fps, n_frames)
 
 
-def _read_folder(path: Path, rule: str, frames: int) -> DecodedClip:
+def _read_folder(path: Path, pick: Pick, shape: Shape) -> DecodedClip:
     """The wanted pictures of a folder; frames a second are not known, and `frame_index` counts the pictures that are there."""
     try:
         pictures = [picture for _, picture in frame_files(path)]
@@ -259,8 +269,10 @@ def _read_folder(path: Path, rule: str, frames: int) -> DecodedClip:
         raise VideoError(str(error)) from error
     if not pictures:
         raise VideoError(f"is a folder without a picture ({', '.join(PICTURE_SUFFIXES)})")
-    wanted = frame_indices(len(pictures), frames, rule)
-    return DecodedClip(stacked([_picture(pictures[index]) for index in wanted]), wanted, 0.0, len(pictures))
+    wanted, picked = pick(len(pictures)), _Pictures(shape)
+    for index in wanted:
+        picked.add(int(index), _picture(pictures[index]))
+    return DecodedClip(picked.stacked(), wanted, 0.0, len(pictures))
 
 
 def _picture(path: Path) -> np.ndarray:

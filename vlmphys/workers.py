@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Iterator, Sequence
 
 # Tasks handed out ahead of the oldest unfinished one: results wait in memory for their turn, this bounds how many.
 AHEAD_PER_WORKER = 4
+# Tasks that a worker holds: the one it computes, and one that it finds when that is done, however long its result waits to be fetched.
+TASKS_PER_WORKER = 2
 STARTUP_LIMIT_SECONDS = 300.0
 READY = "ready"
 
@@ -27,7 +30,7 @@ class _Worker:
     process: Any
     pipe: Connection
     ready: bool = False
-    task: int | None = None
+    tasks: deque[tuple[int, Any]] = field(default_factory=deque)    # (number, task), the first one being computed
     deadline: float = 0.0
 
 
@@ -43,22 +46,28 @@ def run_in_order(function: Callable[[Any], Any], tasks: Sequence[Any], workers: 
         return
     crew = _Crew(function, workers, limit_seconds)
     results: dict[int, Any] = {}
-    redo: dict[int, Any] = {}
+    again: dict[int, Any] = {}
+    retried: set[int] = set()
     due = handed = 0
     try:
         while due < len(tasks):
-            for worker in crew.idle():
-                again = min((index for index in redo if redo[index] is not None), default=None)
-                if again is not None:
-                    crew.give(worker, again, redo[again])
-                    redo[again] = None
+            while (worker := crew.with_room()) is not None:
+                if again:
+                    index = min(again)
+                    crew.give(worker, index, again.pop(index))
                 elif handed < min(len(tasks), due + AHEAD_PER_WORKER * workers):
                     crew.give(worker, handed, tasks[handed])
                     handed += 1
-            for index, result in crew.collect():
-                if isinstance(result, Lost) and index not in redo:
-                    redo[index] = retry(tasks[index])
-                    if redo[index] is not None:
+                else:
+                    break
+            found, untouched = crew.collect()
+            again.update(untouched)
+            for index, result in found:
+                if isinstance(result, Lost) and index not in retried:
+                    retried.add(index)
+                    second = retry(tasks[index])
+                    if second is not None:
+                        again[index] = second
                         continue
                 results[index] = result
             while due in results:
@@ -84,49 +93,56 @@ class _Crew:
         theirs.close()
         return _Worker(process, ours)
 
-    def idle(self) -> list[_Worker]:
-        return [worker for worker in self.workers if worker.task is None]
+    def with_room(self) -> _Worker | None:
+        """The worker with the fewest tasks; None where all have as many as they may."""
+        worker = min(self.workers, key=lambda worker: len(worker.tasks))
+        return worker if len(worker.tasks) < TASKS_PER_WORKER else None
 
     def give(self, worker: _Worker, index: int, task: Any) -> None:
-        worker.task, worker.deadline = index, time.monotonic() + (self.limit_seconds if worker.ready else STARTUP_LIMIT_SECONDS)
+        if not worker.tasks:
+            worker.deadline = time.monotonic() + (self.limit_seconds if worker.ready else STARTUP_LIMIT_SECONDS)
+        worker.tasks.append((index, task))
         try:
             worker.pipe.send(task)
         except BrokenPipeError:
             pass  # it died while idle: `collect` finds its end of the pipe closed, and says so
 
-    def collect(self) -> list[tuple[int, Any]]:
-        """Results that are ready, possibly none; waits for a message or for the first time limit."""
-        busy = [worker for worker in self.workers if worker.task is not None]
+    def collect(self) -> tuple[list[tuple[int, Any]], list[tuple[int, Any]]]:
+        """Results that are ready, possibly none, and the tasks that a worker which is no more had not begun; waits for a message or for the
+        first time limit."""
+        busy = [worker for worker in self.workers if worker.tasks]
         patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
         ready = set(wait([worker.pipe for worker in busy], timeout=patience))
-        found = []
+        found, untouched = [], []
         for worker in busy:
             if worker.pipe in ready:
                 try:
                     self._take(worker, found)
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
-                    found.append((worker.task, Lost(f"the reader's process died (exit status {worker.process.exitcode})")))
-                    self._replace(worker)
+                    found.append((worker.tasks.popleft()[0], Lost(f"the reader's process died (exit status {worker.process.exitcode})")))
+                    untouched += self._replace(worker)
             elif time.monotonic() >= worker.deadline:
                 limit = self.limit_seconds if worker.ready else STARTUP_LIMIT_SECONDS
-                found.append((worker.task, Lost(f"the reader gave no answer in {limit:g} s")))
-                self._replace(worker)
-        return found
+                found.append((worker.tasks.popleft()[0], Lost(f"the reader gave no answer in {limit:g} s")))
+                untouched += self._replace(worker)
+        return found, untouched
 
     def _take(self, worker: _Worker, found: list[tuple[int, Any]]) -> None:
         """One message of a worker: that its imports are done, from when on its task's time counts, or its task's result."""
         message = worker.pipe.recv()
+        worker.deadline = time.monotonic() + self.limit_seconds
         if worker.ready:
-            found.append((worker.task, message))
-            worker.task = None
+            found.append((worker.tasks.popleft()[0], message))
         else:
             assert message == READY
-            worker.ready, worker.deadline = True, time.monotonic() + self.limit_seconds
+            worker.ready = True
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: _Worker) -> list[tuple[int, Any]]:
+        """Put a fresh worker in this one's place; returns the tasks that it still held."""
         self._end(worker)
         self.workers[self.workers.index(worker)] = self._start()
+        return list(worker.tasks)
 
     def stop(self) -> None:
         for worker in self.workers:

@@ -26,7 +26,7 @@ from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.probing import Separation, forest, out_of_fold_auroc, trajectory_statistics
 from vlmphys.records import stable_int
-from vlmphys.video import VideoError, frame_indices
+from vlmphys.frame_rules import VideoError, frame_indices
 
 ALL = 0                     # in place of a number of frames
 COUNTS = (4, 8, 16, 32)

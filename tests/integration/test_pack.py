@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -237,7 +238,15 @@ def test_a_second_packer_is_refused(packed, videos, repository, tiny_model_folde
 def die_in_the_middle(videos: Path, out: Path, clips_per_shard: int, dies_at: int) -> None:
     """A packing process that ends like one that is killed: at once, with nothing tidied up."""
     packing.CLIPS_PER_SHARD = clips_per_shard
-    pack_frames(scan_videos(videos), out, FrameSettings(8, 32), 0, lambda done, bad: os._exit(9) if done == dies_at else None)
+
+    def progress(done: int, bad: int) -> None:
+        if done == dies_at:
+            journal, written = out / "frames.partial/progress.jsonl", 1 + dies_at // clips_per_shard
+            while len(journal.read_text().splitlines()) < written:      # shards are finished beside the decoding
+                time.sleep(0.01)
+            os._exit(9)
+
+    pack_frames(scan_videos(videos), out, FrameSettings(8, 32), 0, progress)
 
 
 def test_resumed_after_crashes_it_is_the_same_to_the_byte(videos, tmp_path, monkeypatch):

@@ -39,6 +39,19 @@ def test_order_hangs_on_seed_and_step_alone():
     assert order.clips_of_step(3) != other.clips_of_step(3)
 
 
+def test_each_epoch_sees_another_frame_set():
+    clips, sets = [f"c{number}" for number in range(50)], 3
+    order, again, other = (ClipOrder(clips, 8, seed=0), ClipOrder(clips[::-1], 8, seed=0), ClipOrder(clips, 8, seed=1))
+    for clip in clips:
+        seen = [{order.frame_set(epoch * order.steps_per_epoch + step, clip, sets) for step in range(order.steps_per_epoch)} for epoch in range(6)]
+        assert all(len(one) == 1 for one in seen), "one set an epoch"
+        assert seen[:3] == seen[3:] and set.union(*seen[:3]) == {0, 1, 2}, "all of them in as many epochs"
+    assert {order.frame_set(0, clip, sets) for clip in clips} == {0, 1, 2}, "not every clip begins with the same"
+    assert [order.frame_set(9, clip, sets) for clip in clips] == [again.frame_set(9, clip, sets) for clip in clips]
+    assert [order.frame_set(9, clip, sets) for clip in clips] != [other.frame_set(9, clip, sets) for clip in clips]
+    assert not any(order.frame_set(step, clip, 1) for step in range(30) for clip in clips)
+
+
 def test_total_steps():
     order = ClipOrder([f"c{number}" for number in range(10)], 4, seed=0)
     assert order.steps_per_epoch == 3

@@ -123,7 +123,7 @@ def test_extracted_frames_are_clips_and_read_like_videos(tmp_path):
     assert read.frame_index.tolist() == np.linspace(0, 12, 8).astype(int).tolist() and (read.n_frames, read.fps) == (13, 0.0)
     assert np.array_equal(read.frames_THWC, pictures[read.frame_index])
     packed = decode_clip(ClipTask(str(clips[3].path), FrameSettings(8, 32)))
-    assert isinstance(packed, ClipPixels) and np.array_equal(packed.frames_THWC, fit_frames(read.frames_THWC, 32))
+    assert isinstance(packed, ClipPixels) and np.array_equal(packed.frames_STHWC[0], fit_frames(read.frames_THWC, 32))
     assert packed.sha256 == sha256_clip(clips[3].path) != sha256_clip(clips[2].path)
     assert read_frames(clips[2].path, "hf", 8).n_frames == 10
     rows = [{"path": str(clip.path.relative_to(tmp_path))} for clip in clips]
@@ -175,4 +175,4 @@ def test_a_video_and_its_frames_pack_to_the_same_pixels(tmp_path):
         Image.fromarray(image).save(folder / f"frame_{number:04d}.png")
     settings = FrameSettings(8, 32)
     first, second = decode_clip(ClipTask(str(path), settings)), decode_clip(ClipTask(str(folder), settings))
-    assert np.array_equal(first.frames_THWC, second.frames_THWC) and first.frame_index == second.frame_index
+    assert np.array_equal(first.frames_STHWC, second.frames_STHWC) and np.array_equal(first.index_ST, second.index_ST)

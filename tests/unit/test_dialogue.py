@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from llama_tokenizers import finished, llama_of_words, llama_trained
 from tokenizers import Tokenizer, models, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, VideoLlavaProcessor
 
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations, write_dialogue
+from vlmphys.model import tokens_per_frame
 from vlmphys.priors import known_categories, load_prior, load_priors
 from vlmphys.prompts import SYSTEM, Turn, all_texts, dialogue_text
 from vlmphys.records import Variant, Verdict
@@ -136,6 +139,19 @@ def test_every_dialogue_of_the_library(tokenizer):
                 checked += 1
             assert len(prefixes) == 1, "a state is known before its verdict"
     assert checked == 3 * sum(len(prior.states) for prior in PRIORS.values())
+
+
+@pytest.mark.parametrize("frames, edge, patch", [(8, 224, 14), (16, 224, 14), (3, 32, 16)])
+def test_the_video_takes_as_many_tokens_as_the_processor_writes(frames, edge, patch):
+    """`VideoLlavaProcessor`'s own expansion of `<video>`; its method alone, since the whole processor needs torchvision."""
+    if not hasattr(VideoLlavaProcessor, "replace_video_token"):
+        pytest.skip("this version of transformers expands <video> within one long function")
+    sizes = SimpleNamespace(patch_size=patch, num_additional_image_tokens=1, video_token="<video>")
+    expansion = VideoLlavaProcessor.replace_video_token(sizes, {"pixel_values_videos": [np.zeros((frames, 3, edge, edge), np.float32)]}, 0)
+    count = frames * tokens_per_frame(SimpleNamespace(image_size=edge, patch_size=patch))
+    tokenizer, turns = llama_of_words(PIECES), TURNS[4]
+    ours = tokenize_dialogue(turns, tokenizer, count, 8192, "sample").input_ids
+    assert ours == tokenizer(write_dialogue(turns, "</s>").text.replace("<video>", expansion)).input_ids and ours.count(32001) == count
 
 
 def test_bos_is_the_templates_own():

@@ -36,7 +36,8 @@ def test_clips_are_found_and_sorted(tmp_path):
 
 
 @pytest.mark.parametrize("names, message", [
-    ((), "holds no clip"), (("fan/train/0001.txt",), "holds no clip"), (("fan/0001.mp4",), "outside the layout, first 'fan/0001.mp4'"),
+    ((), "holds no clip"), (("fan/train/0001.txt",), "holds no clip"), (("fan/train/a\udcff.mp4",), "is no UTF-8.*rename it"),
+    (("fan/0001.mp4",), "outside the layout, first 'fan/0001.mp4'"),
     (("fan/test/0001.mp4", "fan/train/0001.mp4"), "1 video file.*first 'fan/test/0001.mp4'"),
     (("fan/train/0001.mp4", "fan/train/0001.avi"), "would both be clip 'fan/train/0001'")])
 def test_what_is_not_the_layout_is_refused(tmp_path, names, message):

@@ -72,6 +72,25 @@ def test_frames_come_back_as_views(packed):
         table.row("fan/test/stuck/0001")
 
 
+@pytest.mark.parametrize("sets", [2, 3])
+def test_further_frame_sets_and_boxes_come_back(tmp_path, sets):
+    meta = {**META, "sets": sets, "regions": {"*": [0.25, 0, 0.5, 1]}}
+    pixels = np.random.default_rng(0).integers(0, 256, (5, sets, 4, 6, 6, 3), dtype=np.uint8)
+    rows = []
+    for number in range(5):
+        more = [[1 + offset, 4, 7, number] for offset in range(1, sets)]
+        rows.append({**frames_row(number), "frames": pixels[number, 0], "more_frames": pixels[number, 1:],
+                     "more_index": [place for index in more for place in index], "box": [number, 0, 3, 6]})
+    table = FramesTable.open(write_table(tmp_path / "frames", "frames", meta, frames_schema(meta), [rows[:3], rows[3:]]))
+    assert table.sets == sets
+    for number in (4, 0, 2):
+        for frame_set in range(sets):
+            row = table.row(f"fan/test/stuck/{number:04d}", frame_set)
+            assert np.array_equal(row.frames_THWC, pixels[number, frame_set]) and not row.frames_THWC.flags.owndata
+            assert row.frame_index.tolist() == ([0, 3, 6, number] if frame_set == 0 else [1 + frame_set, 4, 7, number])
+            assert row.box == (number, 0, 3, 6)
+
+
 def test_dialogues_come_back(packed):
     table = DialogueTable.open(packed / "dialogues")
     assert table.meta == DIALOGUE_META and len(table.keys) == 10

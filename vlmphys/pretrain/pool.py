@@ -15,7 +15,7 @@ from vlmphys.mechanisms import load_mechanism
 from vlmphys.mechanisms.clips import simulate_clip
 from vlmphys.pixels import fit_frames
 from vlmphys.records import stable_int
-from vlmphys.video import frame_indices
+from vlmphys.frame_rules import frame_indices
 
 MAX_PARTS = 6
 FRAMES = 8
