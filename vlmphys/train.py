@@ -77,7 +77,8 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
     if runs.is_finished(config.out):
         say(console, f"{config.out} is finished: its model is {config.out}/model")
         return Path(config.out)
-    misfits = problems_of(check_fits, config, packed.features is not None)      # now, since all ranks find the same memory free before they connect; told below
+    # Now, since all ranks find the same memory free before they connect; told below.
+    misfits = problems_of(check_fits, config, packed.features is not None)
 
     world = connect(config)
     with ExitStack() as held:
