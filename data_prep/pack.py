@@ -1,6 +1,7 @@
 """Pack videos for training: each clip decoded once into frames shards, each dialogue tokenised into dialogue shards.
 
 Run again at any time: what is there is kept, what is missing is made. Bad clips go to frames/quarantine.jsonl and are never replaced.
+With --features a model's frozen video tower is run once over every packed clip, and what it makes of them is stored beside the frames.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +20,7 @@ from rich.table import Table
 
 from vlmphys.clip_lists import find_clips
 from vlmphys.dialogue_views import coloured, spread, statistics
+from vlmphys.features import FEATURES, FeaturesTable
 from vlmphys.files import only_writer, write_atomic
 from vlmphys.frame_rules import FRAME_RULES
 from vlmphys.packing import (READER_LIMIT_SECONDS, DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues,
@@ -60,6 +64,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
     parser.add_argument("--system", action="store_true", help="begin dialogues with Vicuna's system sentence")
     parser.add_argument("--shuffle-labels", type=int, metavar="SEED", help="a control: permute states among a category's train clips")
+    parser.add_argument("--features", action="store_true", help="store what the tower of --model makes of each clip, which training and prediction "
+                        "then take in place of pixels; without --videos and --split that alone, for the clips that are packed")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where --features runs the tower; auto: the GPU, if any")
     parser.add_argument("--show", type=int, metavar="N", help="print N of the packed dialogues, their supervised tokens in colour")
     parser.add_argument("--statistics", action="store_true", help="print how long the packed dialogues are, and what share of them is supervised")
     return parser.parse_args()
@@ -89,10 +96,15 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--show {options.show}: must be at least 1")
     if not options.time_limit > 0:
         raise ValueError(f"--time-limit {options.time_limit:g}: must be more than 0 seconds")
+    if options.features and not (options.videos or options.split or options.only):
+        if options.check:
+            raise ValueError("--check is about videos, split and priors: give --videos and --split, or leave --check out")
+        add_features(out, options)
+        return 0
     settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system, options.shuffle_labels)
     with_frames = options.only != DIALOGUES
     if with_frames and not (options.videos and options.split):
-        raise ValueError("--videos and --split are needed, except with --only dialogues")
+        raise ValueError("--videos and --split are needed, except with --only dialogues, and with --features for clips that are packed")
     split_path = Path(options.split or out / SPLIT)
     split = load_split(split_path)
     if with_frames:
@@ -131,27 +143,52 @@ def run(options: argparse.Namespace) -> int:
             show(DIALOGUES, pack_dialogues(packed.states(), split, out, maker), out)
         if not (out / SPLIT).is_file() or (out / SPLIT).read_bytes() != split_path.read_bytes():
             write_atomic(out / SPLIT, split_path.read_bytes())
+    if options.features:
+        add_features(out, options)
+    elif (out / FEATURES).is_dir() and FeaturesTable.open(out / FEATURES).stale(FramesTable.open(out / FRAMES)):
+        console.print(f"note: {out / FEATURES} was made of other frames than these: run --features again, or delete it")
     if options.show or options.statistics:
         show_dialogues(DialogueTable.open(out / DIALOGUES), maker, split, options)
     return len(report.quarantine) if with_frames else 0
 
 
+def add_features(out: Path, options: argparse.Namespace) -> None:
+    """Store the features of every packed clip. Raises ValueError where nothing is packed, or for another model's image size."""
+    from vlmphys.feature_packing import TowerRun, device_of, pack_features
+    from vlmphys.model import read_facts
+
+    frames, device = FramesTable.open(out / FRAMES), device_of(options.device)
+    with only_writer(out), bar_of("features", len(frames)) as advance:
+        report = pack_features(frames, out, TowerRun(options.model, read_facts(options.model), device), advance)
+    show(FEATURES, report, out)
+
+
 def decode(clips, out: Path, settings: FrameSettings, workers: int, limit_seconds: float) -> PackReport:
-    """Pack frames behind a progress bar: clips done, clips/s of this run, time left, clips in quarantine."""
+    """Pack frames behind a progress bar."""
+    with bar_of("decode", len(clips), " quarantined") as advance:
+        return pack_frames(clips, out, settings, workers, advance, limit_seconds)
+
+
+@contextmanager
+def bar_of(doing: str, clips: int, of_bad: str = "") -> Iterator[Callable[..., None]]:
+    """A progress bar: clips done, clips/s of this run, time left and, where `of_bad` says what these are, clips in quarantine.
+
+    Gives what is to be called as it goes: `advance(clips done, quarantined)`, first with what an earlier run had done.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[bad]} quarantined"))
+               TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[bad]}"))
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("decode", total=len(clips), rate="", bad=0)
+        task = bar.add_task(doing, total=clips, rate="", bad=f"0{of_bad}" if of_bad else "")
         earlier = None
 
-        def advance(clips_done: int, quarantined: int) -> None:
+        def advance(clips_done: int, quarantined: int = 0) -> None:
             nonlocal earlier
             earlier = clips_done if earlier is None else earlier
             seconds = bar.tasks[task].elapsed or 0
             rate = f"{(clips_done - earlier) / seconds:.1f} clips/s" if seconds > 0 and clips_done > earlier else ""
-            bar.update(task, completed=clips_done, rate=rate, bad=quarantined)
+            bar.update(task, completed=clips_done, rate=rate, bad=f"{quarantined}{of_bad}" if of_bad else "")
 
-        return pack_frames(clips, out, settings, workers, advance, limit_seconds)
+        yield advance
 
 
 def show_dialogues(table: DialogueTable, maker: DialogueMaker, split: SplitFile, options: argparse.Namespace) -> None:

@@ -29,6 +29,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-clips", type=int, help="only so many clips, evenly spread over categories and states")
     parser.add_argument("--dtype", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
+    parser.add_argument("--features", choices=["auto", "true", "false"], default="auto",
+                        help="what data_prep/pack.py --features stored, in place of pixels; auto: where it is there and of this very tower")
     parser.add_argument("--no-calibration", dest="calibrated", action="store_false",
                         help="probability and verdict from the raw score, whatever calibration.json the run has")
     return parser.parse_args(arguments)

@@ -68,7 +68,7 @@ class Batch:
     """A micro-batch. Positions count in the flattened B x L grid; `keep_N` predicts `target_N`, so it lies one before it."""
 
     input_ids_BL: torch.Tensor      # int64, padded on the right
-    frames_BTHWC: torch.Tensor      # uint8
+    video: torch.Tensor             # uint8 frames, B x T x H x W x C, or the tower's features, B x T x S x D fp16 (`Packed.video`)
     keep_N: torch.Tensor            # int64
     target_N: torch.Tensor          # int64, token ids
     turn_N: torch.Tensor            # int64, 0-based turn of the target
@@ -77,6 +77,12 @@ class Batch:
     tokens: int                     # without padding
     weightless: bool                # stands in for an empty hand: it takes part in collective calls and counts for nothing
     tokens_squared: int = 0         # sum of the clips' squared lengths, to which attention's work is proportional
+
+    @property
+    def frames_BTHWC(self) -> torch.Tensor:
+        """The frames of a batch that holds pixels."""
+        assert self.video.dtype == torch.uint8, "this batch holds features"
+        return self.video
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
@@ -112,9 +118,9 @@ def collate(packed: Packed, clip_ids: list[str], variant: Variant, pad_token_id:
         target.append(ids_BL[index, positions])
         turn.append(turns[positions].astype(np.int64) - 1)
         verdict_row.append(np.where((positions >= start) & (positions < end), index, -1))
-    frames = np.stack([packed.frames.row(clip_id, set_of(clip_id)).frames_THWC for clip_id in clip_ids])
+    video = packed.video(clip_ids, [set_of(clip_id) for clip_id in clip_ids])
     keep_N, target_N, turn_N, verdict_N = (torch.from_numpy(np.concatenate(part)) for part in (keep, target, turn, verdict_row))
-    return Batch(torch.from_numpy(ids_BL), torch.from_numpy(frames), keep_N, target_N, turn_N, verdict_N, tuple(clip_ids),
+    return Batch(torch.from_numpy(ids_BL), torch.from_numpy(video), keep_N, target_N, turn_N, verdict_N, tuple(clip_ids),
                  0 if weightless else sum(lengths), weightless, 0 if weightless else sum(length ** 2 for length in lengths))
 
 

@@ -84,6 +84,7 @@ class Case:
     frames: int
     steps: int | None
     clips: int | None = None        # train clips, None where not known
+    features: bool = False          # the tower is not loaded, its features are read
 
     @property
     def a(self) -> int:
@@ -114,9 +115,14 @@ class Case:
         return (blocks + (self.size.trained if self.lora else 0)) // self.size.layers
 
     @property
+    def tower(self) -> int:
+        """Parameters of the video tower that are loaded."""
+        return 0 if self.features else self.size.parameters["vision tower"]
+
+    @property
     def total(self) -> int:
         """P: parameters on the device, LoRA included."""
-        return self.size.base + (self.size.trained if self.lora else 0)
+        return self.size.base - self.size.parameters["vision tower"] + self.tower + (self.size.trained if self.lora else 0)
 
     @property
     def share(self) -> float:
@@ -185,3 +191,4 @@ class Data:
     frames: int
     described: str
     usual: tuple[float, float, float] | None = None     # means over clips: tokens, their square, supervised; None: as the longest
+    features: bool = False  # they come as features in place of pixels

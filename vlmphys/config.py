@@ -16,13 +16,15 @@ TUNES = ("full", "lora", "qlora")
 ENGINES = ("auto", "plain", "deepspeed", "fsdp")
 SCHEDULES = ("cosine", "linear", "constant")
 LOSS_MODES = ("token", "turn_mean")
+FEATURES = ("auto", "true", "false")
 
 # Keys that may differ between the two halves of a resumed run: they change where and how fast it computes, not what.
-# The split of the global batch into ranks and micro-batches is among them, because the global batch itself is compared.
+# The split of the global batch into ranks and micro-batches is among them, because the global batch itself is compared; and so is
+# `features`, because data.json says what of the two was taken, and that is compared.
 FREE_ON_RESUME = frozenset({
     "out", "data", "engine", "deepspeed", "per_device_train_batch_size", "gradient_accumulation_steps",
     "gradient_checkpointing", "logging_steps", "save_steps", "save_total_limit", "dataloader_num_workers", "turn_grad_norm_steps",
-    "per_device_eval_batch_size", "gpu_peak_tflops", "force"})
+    "per_device_eval_batch_size", "gpu_peak_tflops", "force", "features"})
 
 # What the JSON of a DeepSpeed engine may say, and where the rest belongs.
 DEEPSPEED_KEYS = ("zero_optimization", "aio", "comms_logger", "flops_profiler", "wall_clock_breakdown", "memory_breakdown",
@@ -56,6 +58,7 @@ class TrainConfig:
     data: str = "packed"                    # folder written by data_prep/pack.py
     out: str = "runs/train"                 # run folder
     variant: str = "multi_turn"             # multi_turn | single_turn | no_physics
+    features: str = "auto"                  # auto: data_prep/pack.py --features in place of pixels, where made by this tower | true | false
 
     tune: str = "full"                      # full: q, k, v and FFN of the LLM; lora: PEFT on the same modules; qlora: lora, base in 4 bits
     tune_o_proj: bool = False               # also the attention's output projection
@@ -244,6 +247,8 @@ def _coerce(key: str, value: Any) -> Any:
         raise ValueError(f"{key} is {value!r}: true or false is needed")
     if kind == "tuple[float, ...]":
         return _numbers(key, value)
+    if key == "features" and isinstance(value, bool):
+        return str(value).lower()   # as YAML reads it
     if kind == "str":
         if isinstance(value, (str, Path)):
             return str(value)
@@ -273,7 +278,7 @@ def _out_of_range(config: TrainConfig) -> list[str]:
     """Every rule that a value or a pair of values breaks: value, rule, cure."""
     problems = []
     for key, allowed in (("variant", tuple(variant.value for variant in Variant)), ("tune", TUNES), ("engine", ENGINES),
-                         ("lr_scheduler_type", SCHEDULES), ("loss_mode", LOSS_MODES)):
+                         ("lr_scheduler_type", SCHEDULES), ("loss_mode", LOSS_MODES), ("features", FEATURES)):
         value = getattr(config, key)
         if value not in allowed:
             problems.append(f"{key} is {value!r}: allowed are {', '.join(allowed)}{_nearest(value, allowed)}")

@@ -29,6 +29,9 @@ def measured_speed(run: str | Path, case: Case) -> tuple[float | None, str]:
     earlier, ranks = read_back(run / "config.yaml"), read_json(run / "env.json", "the run folder is incomplete").get("ranks")
     other = [f"{key} ({getattr(earlier, key)} there, {getattr(case.config, key)} here)" for key in SPEED_KEYS
              if getattr(earlier, key) != getattr(case.config, key)]
+    facts = read_json(run / "data.json", "the run folder is incomplete") if (run / "data.json").is_file() else {}
+    then, now = (("features" if taken else "pixels") for taken in (facts.get("features"), case.features))
+    other += [f"video ({then} there, {now} here)"] if then != now else []
     other += [f"ranks ({ranks} there, {case.ranks} here)"] if ranks != case.ranks else []
     if other:
         return None, f"{run} ran with other settings: {'; '.join(other)}"
@@ -73,7 +76,7 @@ def assumed_time(case: Case, data: Data, machine: Machine, hf) -> dict[str, Any]
         reason = "there is no GPU" if machine.gpu is None else "the card's peak is not known: --set gpu_peak_tflops=N"
         return {"seconds": None, "clips_per_second": None, "utilisation": None, "reason": reason}
     tokens, squared, supervised = data.usual or (data.tokens, data.tokens ** 2, data.supervised)
-    flops = model_flops(hf, case.config, data.frames)
+    flops = model_flops(hf, case.config, data.frames, not case.features)
     of_clip = flops.per_token * tokens + flops.per_token_squared * squared + flops.per_supervised * supervised + flops.per_clip
     speed = ASSUMED_UTILISATION * peak * case.ranks / of_clip
     seconds = round(samples_of(case, data) / speed, 1) if case.steps else None

@@ -337,7 +337,7 @@ def _divided_like(target: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 def _inputs(batch: Batch) -> tuple[torch.Tensor, ...]:
     """What the module's forward takes of a batch."""
-    return batch.input_ids_BL, batch.frames_BTHWC, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N
+    return batch.input_ids_BL, batch.video, batch.keep_N, batch.target_N, batch.turn_N, batch.verdict_row_N
 
 
 def adamw(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

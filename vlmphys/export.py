@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +20,7 @@ from vlmphys.files import fsync_file, fsync_folder, json_bytes, only_writer, rea
 from vlmphys.model import (PREPROCESSOR, PROCESSOR_FILES, load_config, load_tokenizer, quiet_transformers, read_facts,
                            resolve_source)
 from vlmphys.tiny import preprocessor_settings
+from vlmphys.tower import IMAGE, load_tower
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD = "2GB"
@@ -100,7 +100,7 @@ def check_disk(out: Path, needed: int) -> None:
 
 def write_whole(run: runs.Run, folder: Path, dtype: str) -> bool:
     """Config and weights, merged where the run trained an adapter, in files of at most `MAX_SHARD`. Whether they hold an image tower."""
-    tower = load_image_tower(run.config.model, DTYPES[dtype])
+    tower = load_tower(run.config.model, DTYPES[dtype], IMAGE)
     network = runs.load_run_model(run, DTYPES[dtype])
     network.model.image_tower = tower
     for name, weight in network.named_parameters():
@@ -111,24 +111,6 @@ def write_whole(run: runs.Run, folder: Path, dtype: str) -> bool:
     return tower is not None
 
 
-def load_image_tower(model: str, dtype: torch.dtype):
-    """The image tower of a base model, in `dtype`, or None where its files hold none.
-
-    The rest of the run's model comes from `load_run_model`, which never loads this tower. transformers knows under which of several
-    names its weights stand in a file, but loads whole models only: so it is asked for one whose language model is next to nothing.
-    """
-    config = copy.deepcopy(load_config(model))
-    for key, value in {"num_hidden_layers": 1, "hidden_size": 8, "intermediate_size": 8, "head_dim": 8, "num_attention_heads": 1,
-                       "num_key_value_heads": 1}.items():
-        setattr(config.text_config, key, value)
-    with quiet_transformers():
-        network, info = VideoLlavaForConditionalGeneration.from_pretrained(
-            resolve_source(model), config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True,
-            output_loading_info=True)
-    absent = [*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])]
-    return None if any("image_tower" in name for name in absent) else network.model.image_tower
-
-
 def write_adapter(run: runs.Run, folder: Path, dtype: str) -> bool:
     """The adapter in `dtype`, and its config, which names the base by where it stands now. Whether the base has an image tower."""
     weights = load_file(run.model_folder / ADAPTER)
@@ -137,7 +119,7 @@ def write_adapter(run: runs.Run, folder: Path, dtype: str) -> bool:
     source = resolve_source(run.config.model)
     settings["base_model_name_or_path"] = str(Path(source).absolute()) if Path(source).is_dir() else source
     write_atomic(folder / ADAPTER_CONFIG, json_bytes(settings))
-    return load_image_tower(run.config.model, torch.bfloat16) is not None
+    return load_tower(run.config.model, torch.bfloat16, IMAGE) is not None
 
 
 def copy_processors(run: runs.Run, folder: Path) -> None:

@@ -68,14 +68,15 @@ class ModelFlops:
                 + self.per_clip * named["clips"])
 
 
-def model_flops(hf, config: TrainConfig, frames: int) -> ModelFlops:
-    """The operations of a Video-LLaVA with the `VideoLlavaConfig` `hf`, tuned as `config` says, on clips of `frames` frames."""
+def model_flops(hf, config: TrainConfig, frames: int, tower: bool = True) -> ModelFlops:
+    """The operations of a Video-LLaVA with the `VideoLlavaConfig` `hf`, tuned as `config` says, on clips of `frames` frames; without
+    `tower` on features."""
     text = hf.text_config
     return ModelFlops(per_token=_language_layers(text, config),
                       per_token_squared=_attention(text),
                       # Forward, and the gradient of its input; it is frozen itself.
                       per_supervised=2 * 2 * text.hidden_size * text.vocab_size,
-                      per_clip=frames * _frame(hf))
+                      per_clip=frames * _frame(hf, tower))
 
 
 def _language_layers(text, config: TrainConfig) -> float:
@@ -101,7 +102,7 @@ def _attention(text) -> float:
     return text.num_hidden_layers * 3 * 2 * queries
 
 
-def _frame(hf) -> float:
+def _frame(hf, tower: bool) -> float:
     """A frame's operations in the tower, up to the layer whose output is read, and in the projector."""
     vision, feature_layer = hf.vision_config, hf.vision_feature_layer
     chosen = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
@@ -112,4 +113,4 @@ def _frame(hf) -> float:
     embedding = 2 * patches * vision.num_channels * vision.patch_size ** 2 * hidden
     layer = 2 * tokens * (4 * hidden ** 2 + 2 * hidden * vision.intermediate_size) + 4 * tokens ** 2 * hidden
     projector = 2 * tokens * (len(chosen) * hidden * hf.text_config.hidden_size + hf.text_config.hidden_size ** 2)
-    return embedding + layers * layer + projector
+    return (embedding + layers * layer if tower else 0) + projector

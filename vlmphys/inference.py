@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from vlmphys.model import ModelFacts, embed, normalise_frames, video_features
+from vlmphys.model import ModelFacts, embed, project
 from vlmphys.predictions import Explain, verdict_of
 from vlmphys.records import Verdict
 
@@ -60,17 +60,18 @@ class Cached:
 
 
 @torch.inference_mode()
-def judge_batch(network, facts: ModelFacts, prompts: Sequence[Sequence[int]], frames_BTHWC: np.ndarray,
+def judge_batch(network, facts: ModelFacts, prompts: Sequence[Sequence[int]], video: np.ndarray,
                 continuations: Mapping[Verdict, Sequence[int]], eos_token_id: int, explain: Explain = Explain.ALL,
                 max_new_tokens: int = 128, threshold: float = 0.0) -> list[Judged]:
     """Judge a batch of clips.
 
-    prompts: each clip's token ids up to its verdict (`input_ids[:verdict_span[0]]`), `<video>` expanded. frames: uint8.
+    prompts: each clip's token ids up to its verdict (`input_ids[:verdict_span[0]]`), `<video>` expanded. video: as `Packed.video`
+    gives it.
     continuations: both verdicts' token sequences after such a prompt, of any lengths. An explanation ends at `</s>`, after
     `max_new_tokens`, or where the model's positions end; it goes on after the verdict that the log-odds have at `threshold`.
     """
-    features = video_features(network, normalise_frames(
-        torch.from_numpy(np.ascontiguousarray(frames_BTHWC)).to(network.device), facts.image_mean, facts.image_std, network.dtype))
+    features = project(network, torch.from_numpy(np.ascontiguousarray(video)).to(network.device), facts.image_mean, facts.image_std,
+                       network.dtype)
     cached = prefill(network, prompts, features, facts.pad_token_id)
     log_normal_B, log_anomalous_B = (
         continuation_log_probs(network, cached, continuations[verdict]).tolist() for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from vlmphys.batches import Batch
-from vlmphys.model import embed, normalise_frames, video_features
+from vlmphys.model import embed, project
 from vlmphys.records import MAX_TURNS
 
 # The layout of the vector of sums that each micro-batch adds to; it is summed over micro-batches and ranks.
@@ -21,7 +21,7 @@ STATISTICS = tuple(f"loss_turn_{k + 1}" for k in range(MAX_TURNS)) + tuple(f"tok
 
 
 class DialogueLoss(nn.Module):
-    """Video-LLaVA from uint8 frames and token ids to the loss sum of each turn.
+    """Video-LLaVA from uint8 frames, or the tower's features of them, and token ids to the loss sum of each turn.
 
     It equals the model's own loss with labels (tests/parity/test_hf_loss.py), but runs the head on the N supervised positions
     instead of all B x L, and the frozen tower and projector without a graph.
@@ -32,14 +32,13 @@ class DialogueLoss(nn.Module):
         self.network = network
         self.image_mean, self.image_std = image_mean, image_std
 
-    def forward(self, input_ids_BL, frames_BTHWC, keep_N, target_N, turn_N, verdict_row_N) -> tuple[torch.Tensor, ...]:
+    def forward(self, input_ids_BL, video, keep_N, target_N, turn_N, verdict_row_N) -> tuple[torch.Tensor, ...]:
         """Three results, all fp32: loss sums by turn (K, with graph), the sums from `verdict_loss` to `verdicts` (3, without) and each
         row's negative log-likelihood of its verdict's tokens (B, without; 0 where a row has no supervised verdict).
         """
         with torch.no_grad():
-            dtype = next(self.network.model.video_tower.parameters()).dtype
-            pixels_BTCHW = normalise_frames(frames_BTHWC, self.image_mean, self.image_std, dtype)
-            features = video_features(self.network, pixels_BTCHW)
+            dtype = next(self.network.model.multi_modal_projector.parameters()).dtype
+            features = project(self.network, video, self.image_mean, self.image_std, dtype)
         outputs = self.network.model(inputs_embeds=embed(self.network, input_ids_BL, features), use_cache=False)
         hidden_BLD = outputs.last_hidden_state
         logits_NV = self.network.lm_head(hidden_BLD.flatten(0, 1)[keep_N]).float()

@@ -56,7 +56,7 @@ def gathered_bytes(case: Case) -> int:
     the one in use, the next one, and its message. 4 bits: one layer's weights as they are multiplied.
     """
     if case.sharding.fsdp:
-        blocks = case.layer * case.size.layers + case.size.parameters["vision tower"]
+        blocks = case.layer * case.size.layers + case.tower
         return case.a * (max(0, case.total - blocks) + 3 * case.layer)
     if case.packed:
         return case.a * case.size.hidden * case.size.ffn
@@ -149,9 +149,12 @@ def logit_bytes(case: Case) -> int:
 
 
 def tower_bytes(case: Case, clips: int) -> int:
-    """The frozen tower's pass: every layer's output (one is picked afterwards), one layer at work, fp32 pixels; an estimate."""
+    """The frozen tower's pass: every layer's output (one is picked afterwards), one layer at work, fp32 pixels; an estimate. From the
+    feature cache: what is read, fp16, and the same in the run's precision."""
     size, a = case.size, case.a
     images = clips * case.frames
+    if case.features:
+        return images * size.tokens_per_frame * (2 + a) * size.vision_hidden + feature_bytes(case, clips)
     layer = a * (6 * size.vision_hidden + 2 * size.vision_ffn)
     tokens = images * size.tokens_per_frame * (a * size.vision_hidden * (size.vision_layers + 1) + layer)
     return tokens + images * 3 * size.image_size ** 2 * (8 + a) + feature_bytes(case, clips)
@@ -247,18 +250,19 @@ def offload_bytes(case: Case) -> dict[str, int]:
 
 
 def loading_bytes(case: Case) -> int:
-    """The checkpoint as one rank holds it before it goes to the device, with the image tower, and LoRA, which begins in fp32.
+    """The checkpoint as one rank holds it before it goes to the device, with both towers or none, and LoRA, which begins in fp32.
 
     In 4 bits each tensor goes to the device as it is read: here the largest one.
     """
     if case.packed:
         return 4 * case.size.vocab * case.size.hidden
-    return case.loaded * (case.size.base + case.size.image_tower) + (4 * case.size.trained if case.lora else 0)
+    weights = case.total - (case.size.trained if case.lora else 0) + (0 if case.features else case.size.image_tower)
+    return case.loaded * weights + (4 * case.size.trained if case.lora else 0)
 
 
 def model_bytes(case: Case) -> int:
-    """The model as it is written: all weights, or the adapter."""
-    return case.a * (case.size.trained if case.lora else case.total)
+    """The model as it is written: all weights, the tower's too where it was not loaded, or the adapter."""
+    return case.a * (case.size.trained if case.lora else case.size.base)
 
 
 def host_phases(case: Case) -> dict[str, dict[str, int]]:

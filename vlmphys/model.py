@@ -5,6 +5,7 @@ Shape suffixes: B clips, T frames, H W pixels, C channels, V video tokens, D hid
 
 from __future__ import annotations
 
+import copy
 import json
 import ssl
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ HUB_TIMEOUT_SECONDS = 5
 COPY_AGAIN = "copy or download the whole folder again"
 # Module names that `tune: qlora` leaves in the run's precision; what is left are the linear layers of the language model's blocks.
 NOT_QUANTISED = ("lm_head", "model.video_tower", "model.image_tower", "model.multi_modal_projector")
+# Sizes that leave a tower its embeddings alone; its width stays, which the projector's depends on.
+WITHOUT_LAYERS = {"num_hidden_layers": 0, "intermediate_size": 1}
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def hub_answers() -> bool:
     return True
 
 
-def _from_cache(source: str) -> dict[str, bool]:
+def from_cache(source: str) -> dict[str, bool]:
     """What tells `from_pretrained` to look for a hub id in the cache alone; nothing for a folder, and where the hub answers."""
     return {} if Path(source).is_dir() or hub_answers() else {"local_files_only": True}
 
@@ -95,7 +98,7 @@ def load_config(model: str):
     """The `VideoLlavaConfig` of a model; ValueError where the model is of another kind or cannot be reached."""
     source = resolve_source(model)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_from_cache(source))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **from_cache(source))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r}: its config cannot be read ({str(error).splitlines()[0]}){_or_a_folder(source)}") from error
     if config.model_type != "video_llava":
@@ -115,7 +118,7 @@ def load_tokenizer(model: str):
     load_config(model)  # first: a folder of another kind is told by its kind, not by its tokenizer
     source = resolve_source(model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, **_from_cache(source))
+        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, **from_cache(source))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {model!r}: its tokenizer cannot be read ({str(error).splitlines()[0]}){_or_a_folder(source)}") from error
     if not tokenizer.is_fast:
@@ -186,34 +189,47 @@ def tokenizer_sha256(tokenizer) -> str:
     return sha256_text(json.dumps(state, sort_keys=True))
 
 
-def load_model(model: str, dtype: torch.dtype = torch.float32,
-               four_bit_on: torch.device | None = None) -> VideoLlavaForConditionalGeneration:
+def load_model(model: str, dtype: torch.dtype = torch.float32, four_bit_on: torch.device | None = None,
+               tower: bool = True) -> VideoLlavaForConditionalGeneration:
     """The model in `dtype` on the CPU, image tower dropped. With `four_bit_on`, a CUDA device, it lies there, and the linear layers of the
-    language model's blocks are packed into 4 bits (`tune: qlora`).
+    language model's blocks are packed into 4 bits (`tune: qlora`). Without `tower` no weight of either tower's layers is read from the
+    disk, and the model takes features in place of pixels.
 
     Raises ValueError where the weights' files are missing or damaged, or weights other than the image tower's are missing or of
     another shape.
     """
-    load_config(model)
-    source = resolve_source(model)
+    config, source = load_config(model), resolve_source(model)
+    unused = ("image_tower",) if tower else ("image_tower", "video_tower")
     try:
         with quiet_transformers():
             # Weights of another shape are refused below, by name; left to transformers they are a RuntimeError, as many other things are.
             network, info = VideoLlavaForConditionalGeneration.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
-                **(four_bits(dtype, four_bit_on) if four_bit_on else {}), **_from_cache(source))
+                config=None if tower else without_layers(config), **(four_bits(dtype, four_bit_on) if four_bit_on else {}), **from_cache(source))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"model {model!r}: its weights cannot be read from {source} ({(str(error).splitlines() or [type(error).__name__])[0]}); "
                          f"{COPY_AGAIN}") from error
-    other = sorted(key for key in info["mismatched_keys"] if "image_tower" not in key[0])
+    other = sorted(key for key in info["mismatched_keys"] if not any(name in key[0] for name in unused))
     if other:
         name, stored, expected = other[0]
         raise ValueError(f"model {model!r}: {len(other)} weights in {source} have another shape than its config.json says, first {name!r}: "
                          f"{tuple(stored)} stored, {tuple(expected)} expected; {COPY_AGAIN}")
-    missing = [name for name in info["missing_keys"] if "image_tower" not in name]
+    missing = [key for key in info["missing_keys"] if not any(name in key for name in unused)]
     if missing:
         raise ValueError(f"model {model!r} lacks {len(missing)} weights, first {missing[0]!r}: the folder is incomplete or of another version")
+    if not tower:
+        network.model.video_tower = None
+        for key in WITHOUT_LAYERS:
+            setattr(network.config.vision_config, key, getattr(config.vision_config, key))
     return drop_image_tower(network)
+
+
+def without_layers(config):
+    """A copy of a `VideoLlavaConfig` whose towers have no layers, so that transformers reads none of their weights."""
+    smaller = copy.deepcopy(config)
+    for key, value in WITHOUT_LAYERS.items():
+        setattr(smaller.vision_config, key, value)
+    return smaller
 
 
 def four_bits(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -255,6 +271,14 @@ def normalise_frames(frames_BTHWC: torch.Tensor, mean, std, dtype: torch.dtype =
 def video_features(network: VideoLlavaForConditionalGeneration, pixels_BTCHW: torch.Tensor) -> torch.Tensor:
     """Projected video tokens, (B * T) x tokens_per_frame x D, of the tower and the projector."""
     return network.model.get_video_features(pixels_BTCHW, return_dict=True).pooler_output
+
+
+def project(network: VideoLlavaForConditionalGeneration, video: torch.Tensor, mean, std, dtype: torch.dtype) -> torch.Tensor:
+    """Projected video tokens, (B * T) x tokens_per_frame x D, of what `Packed.video` gives: uint8 frames, B x T x H x W x C, which go
+    through tower and projector in `dtype`, or the tower's features, B x T x S x its width, which the projector alone gets."""
+    if video.dtype == torch.uint8:
+        return video_features(network, normalise_frames(video, mean, std, dtype))
+    return network.model.multi_modal_projector(video.flatten(0, 1).to(dtype))
 
 
 def embed(network: VideoLlavaForConditionalGeneration, input_ids_BL: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

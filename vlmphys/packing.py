@@ -191,15 +191,16 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     finish_swap(partial, target, MANIFEST)
     inputs = _inputs_sha256(clips, settings)
-    if _stored_inputs(target) == inputs:
+    if stored_inputs(target) == inputs:
         table = FramesTable.open(target)
         quarantine = tuple(read_quarantine(target / QUARANTINE))
         progress(len(clips), len(quarantine))
-        return _report(table.manifest, True, quarantine)
+        return report_of(table.manifest, True, quarantine)
     with clear_disk_errors(out, "finished shards"):
-        done = _open_journal(partial, inputs)
+        done = open_journal(partial, inputs)
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
-        _check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done), settings)
+        check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done),
+                    settings.sets * settings.frames * settings.size ** 2 * 3)
         _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds)
         entries = [done[index] for index in range(len(chunks))]
         quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])
@@ -212,7 +213,7 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
         write_atomic(partial / MANIFEST, json_bytes(manifest))
         (partial / JOURNAL).unlink()
         swap_folder(partial, target)
-    return _report(manifest, False, quarantine)
+    return report_of(manifest, False, quarantine)
 
 
 def _write_missing_shards(chunks: list[list[Clip]], done: dict[int, dict], partial: Path, settings: FrameSettings, workers: int,
@@ -288,7 +289,7 @@ def _finish_shard(index: int, writer: ShardWriter, bad: list[dict], done: dict[i
     line = writer.close() if writer.rows else None
     writer.abort()
     done[index] = {"index": index, "shard": line, "quarantine": bad}
-    _append_durably(journal, done[index])
+    append_durably(journal, done[index])
 
 
 def _frames_row(clip: Clip, pixels: ClipPixels, settings: FrameSettings) -> dict:
@@ -310,7 +311,7 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
     return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, settings.as_inputs(), lines]))
 
 
-def _stored_inputs(target: Path) -> str | None:
+def stored_inputs(target: Path) -> str | None:
     """What a packed folder was made from; None where there is none yet, or one of another version. ValueError for a stranger's folder."""
     if not (target / MANIFEST).is_file():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -320,7 +321,7 @@ def _stored_inputs(target: Path) -> str | None:
     return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
 
 
-def _open_journal(partial: Path, inputs: str) -> dict[int, dict]:
+def open_journal(partial: Path, inputs: str) -> dict[int, dict]:
     """The shards that an earlier run of the same inputs left whole, by number; a folder of other inputs is cleared."""
     journal, done = partial / JOURNAL, {}
     lines = journal.read_text().split("\n")[:-1] if journal.is_file() else []  # a last line without its end was cut off by a crash
@@ -340,21 +341,24 @@ def _has_bytes(path: Path, nbytes: int) -> bool:
     return path.is_file() and path.stat().st_size == nbytes
 
 
-def _append_durably(path: Path, value: dict) -> None:
+def append_durably(path: Path, value: dict) -> None:
+    """Add a line to a journal; it is on the disk when this returns."""
     with open(path, "a", encoding="utf-8") as stream:
         stream.write(json.dumps(value, ensure_ascii=False) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
 
 
-def _check_space(out: Path, clips: int, settings: FrameSettings) -> None:
-    needed, free = clips * settings.sets * settings.frames * settings.size ** 2 * 3, shutil.disk_usage(out).free
+def check_space(out: Path, clips: int, clip_bytes: int) -> None:
+    """Raise ValueError where the disk has no room for so many clips of so many bytes."""
+    needed, free = clips * clip_bytes, shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(f"{out}: {clips} clips need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
                          "make room, or give another --out")
 
 
-def _report(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = ()) -> PackReport:
+def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = ()) -> PackReport:
+    """What a packing call did, by the manifest that stands there now."""
     shards = manifest["shards"]
     return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine)
 
@@ -404,8 +408,8 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
         states = shuffled_states(states, split, settings.shuffle_labels)
     meta, train = maker.meta(), set(split.clip_ids(Split.TRAIN))
     inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items()), sorted(train)], sort_keys=True))
-    if _stored_inputs(target) == inputs:
-        return _report(DialogueTable.open(target).manifest, True)
+    if stored_inputs(target) == inputs:
+        return report_of(DialogueTable.open(target).manifest, True)
     with clear_disk_errors(out, "finished shards"):
         if partial.exists():
             shutil.rmtree(partial)
@@ -425,7 +429,7 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
             swap_folder(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return _report(manifest, False)
+    return report_of(manifest, False)
 
 
 def shuffled_states(states: dict[str, tuple[str, str]], split: SplitFile, seed: int) -> dict[str, tuple[str, str]]:

@@ -105,8 +105,11 @@ def tuned_size(size: ModelSize, config: TrainConfig) -> ModelSize:
     return replace(size, trained=sum(trained_by_group(size, config).values()), largest_trained=rows * max(size.ffn, size.queries))
 
 
-def read_data(folder: str | Path, config: TrainConfig, size: ModelSize) -> Data:
-    """Lengths of the train clips' dialogues. Raises ValueError where the folder is not packed data for this model, or has no train clip."""
+def read_data(folder: str | Path, config: TrainConfig, size: ModelSize, features: bool | None = None) -> Data:
+    """Lengths of the train clips' dialogues, and whether their video comes as `features` (None: found out here).
+
+    Raises ValueError where the folder is not packed data for this model, or has no train clip.
+    """
     import numpy as np
 
     from vlmphys.shards import open_packed
@@ -116,9 +119,26 @@ def read_data(folder: str | Path, config: TrainConfig, size: ModelSize) -> Data:
     clips = packed.train_clips()
     rows = [packed.dialogues.row(clip_id, config.variant) for clip_id in clips]
     lengths, supervised = [len(row.input_ids) for row in rows], [int(np.count_nonzero(row.turn)) for row in rows]
-    return Data(clips, max(lengths), max(supervised), packed.frames.meta["frames"],
-                f"{folder}: {len(clips)} train clips of at most {max(lengths)} tokens, {max(supervised)} of them supervised",
-                (mean(lengths), mean(length ** 2 for length in lengths), mean(supervised)))
+    features = has_features(packed, config) if features is None else features
+    frames = packed.frames.meta["frames"]
+    stored = 2 * frames * size.tokens_per_frame * size.vision_hidden * len(packed.frames)
+    video = f"video as features ({gib(stored)})" if features else f"video as pixels; as features (data_prep/pack.py --features): {gib(stored)}"
+    return Data(clips, max(lengths), max(supervised), frames,
+                f"{folder}: {len(clips)} train clips of at most {max(lengths)} tokens, {max(supervised)} of them supervised; {video}",
+                (mean(lengths), mean(length ** 2 for length in lengths), mean(supervised)), features)
+
+
+def has_features(packed, config: TrainConfig) -> bool:
+    """Whether a run would take features. A plan needs no weights: where there are none to compare with, `auto` counts on the tower."""
+    from vlmphys.features import take_features
+    from vlmphys.model import read_facts
+    if config.features != "auto":
+        return config.features == "true"
+    try:
+        facts = read_facts(config.model)
+        return take_features(packed, "auto", config.model, facts.image_mean, facts.image_std, all_sets=True)[0].features is not None
+    except ValueError:
+        return False
 
 
 def assumed_data(config: TrainConfig, size: ModelSize, hf) -> Data:
@@ -179,7 +199,7 @@ def case_of(config: TrainConfig, size: ModelSize, data: Data, machine: Machine, 
         sharding = sharding_of(config.deepspeed, read_deepspeed_json(config.deepspeed))
     clips = len(data.clips) if data.clips else None
     case = Case(size=size, config=config, sharding=sharding, ranks=ranks, ranks_on_node=on_node or ranks, on_gpu=machine.gpu is not None,
-                tokens=data.tokens, supervised=data.supervised, frames=data.frames, steps=None, clips=clips)
+                tokens=data.tokens, supervised=data.supervised, frames=data.frames, steps=None, clips=clips, features=data.features)
     return replace(case, steps=steps_of(case, data))
 
 
@@ -335,8 +355,9 @@ def as_values(one: Estimate, machine: Machine, given: TrainConfig) -> dict[str, 
             "shortages": one.shortages(machine)}
 
 
-def check_fits(config: TrainConfig) -> None:
+def check_fits(config: TrainConfig, features: bool | None = None) -> None:
     """Refuse a run that cannot fit this machine: ValueError with the numbers and the cure. `force: true` in the config overrides.
+    `features`: whether it takes features, where that is known.
 
     Every rank is to call it before it connects: until then no rank has loaded anything, so all of them find the same memory free. How many
     ranks there are is what the launcher's environment says.
@@ -346,7 +367,7 @@ def check_fits(config: TrainConfig) -> None:
     ranks, local = int(os.environ.get("WORLD_SIZE", 1)), os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     on_node = int(local or ranks)
     size = model_size(config)
-    data = read_data(config.data, config, size)
+    data = read_data(config.data, config, size, features)
     machine = machine_of(config, of_rank=int(os.environ.get("LOCAL_RANK", 0)))
     # What the ranks' libraries take already, and what an earlier part of this run left on disk, are part of the estimate.
     held = on_node * resident_bytes()

@@ -13,12 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vlmphys.calibration import read_calibration
 from vlmphys.dialogue import verdict_continuations
+from vlmphys.features import take_features
 from vlmphys.inference import Judged, judge_batch
 from vlmphys.model import ModelFacts, load_model, load_tokenizer, read_facts, resolve_source
 from vlmphys.predictions import UNCALIBRATED, Calibration, Explain, Grounding, Identity, Prediction, PredictionWriter
 from vlmphys.prompts import reason_of
 from vlmphys.records import Split, Variant
-from vlmphys.runs import Run, folder_fingerprint, load_run_model, open_run
+from vlmphys.runs import Run, folder_fingerprint, load_run_model, open_run, tower_of
 from vlmphys.shards import ClipRow, DialogueRow, Packed, open_packed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -43,6 +44,7 @@ class PredictOptions:
     dtype: str = "auto"
     device: str = "auto"
     calibrated: bool = True         # with the run's calibration.json, where it has one
+    features: str = "auto"          # in place of pixels, see features.take_features
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def predict(options: PredictOptions, console: Console) -> int:
         raise ValueError(f"{options.data} holds no packed clip on the side {options.split.value!r}: "
                          "choose another --split, or pack those clips")
     device, dtype = device_and_dtype(options)
+    packed, video_note = take_features(packed, options.features, tower_of(source.run) if source.run else source.facts_from,
+                                       facts.image_mean, facts.image_std)
     packed.check_bytes()
     grounding = Grounding.NONE if source.variant is Variant.NO_PHYSICS else Grounding.PRIOR
     identity = Identity(source.label, source.variant.value, grounding.value, packed.fingerprint)
@@ -85,8 +89,11 @@ def predict(options: PredictOptions, console: Console) -> int:
         if source.run is not None and source.run.data_fingerprint != packed.fingerprint:
             console.print("note: the run was trained on other packed data than this: clips of this side may have been in its training",
                           highlight=False)
+        if video_note:
+            console.print(video_note, highlight=False, markup=False, soft_wrap=True)
         if todo:
-            network = load_run_model(source.run, dtype) if source.run else load_model(source.facts_from, dtype)
+            tower = packed.features is None
+            network = load_run_model(source.run, dtype, tower) if source.run else load_model(source.facts_from, dtype, tower=tower)
             network = network.to(device).eval()
             size = options.batch_size or fitting_batch_size(network.config.text_config, facts.max_positions, dtype)
             with _progress(console) as progress:
@@ -107,7 +114,7 @@ def predict_batch(network, facts: ModelFacts, tokenizer, packed: Packed, clip_id
     clips = [packed.frames.row(clip_id) for clip_id in clip_ids]
     dialogues = [packed.dialogues.row(clip_id, identity.variant) for clip_id in clip_ids]
     judged = judge_batch(network, facts, [row.input_ids[:row.verdict_span[0]] for row in dialogues],
-                         np.stack([clip.frames_THWC for clip in clips]), continuations, tokenizer.eos_token_id,
+                         packed.video(clip_ids), continuations, tokenizer.eos_token_id,
                          options.explain, options.max_new_tokens, calibration.threshold)
     return [prediction_of(clip, dialogue, result, continuations[result.verdict], tokenizer, identity, calibration)
             for clip, dialogue, result in zip(clips, dialogues, judged)]

@@ -25,12 +25,13 @@ from vlmphys.doctor import version_of
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
 from vlmphys.model import PREPROCESSOR, load_model, load_tokenizer, quiet_transformers, resolve_source
 from vlmphys.records import Variant, sha256_text
+from vlmphys.tower import with_tower
 from vlmphys.tuning import Tuned
 
 PACKAGES = ("vlmphys", "torch", "transformers", "deepspeed", "peft", "safetensors", "pyarrow", "numpy")
 DIGEST_CHUNKS, DIGEST_CHUNK_BYTES = 64, 1 << 18
 # What of data.json must agree when a run is resumed; the paths may differ.
-DATA_IDENTITY = ("fingerprint", "model_fingerprint", "global_batch", "train_clips")
+DATA_IDENTITY = ("fingerprint", "features", "model_fingerprint", "global_batch", "train_clips")
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,17 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, config, folder / "model", Variant(config.variant), facts["fingerprint"])
 
 
-def load_run_model(run: Run, dtype: torch.dtype = torch.float32):
-    """The tuned model on the CPU, in `dtype`, LoRA merged into its base, without image tower, in evaluation mode.
+def load_run_model(run: Run, dtype: torch.dtype = torch.float32, tower: bool = True):
+    """The tuned model on the CPU, in `dtype`, LoRA merged into its base, without image tower, in evaluation mode; without `tower` it takes
+    features in place of pixels.
 
     Raises ValueError where an adapter's base is not the one that it was trained on, or weights cannot be read.
     """
     if run.config.tune == "full":
-        return load_model(str(run.model_folder), dtype).eval()
+        return load_model(str(run.model_folder), dtype, tower=tower).eval()
     # The base by the name that the run was given: an adapter's own path to it does not outlive a move to another machine.
     check_base(run)
-    network = load_model(run.config.model, dtype)
+    network = load_model(run.config.model, dtype, tower=tower)
     return PeftModel.from_pretrained(network, run.model_folder).merge_and_unload().eval()
 
 
@@ -76,6 +78,16 @@ def check_base(run: Run) -> None:
         kind = "a tuned model from" if run.config.tune == "full" else "an adapter for"
         raise ValueError(f"{run.folder} is {kind} the base model {run.config.model}, which has changed since the training: "
                          "put the base back that it was trained on, or train again")
+
+
+def tower_of(run: Run) -> str:
+    """The model whose video tower is the run's own, which stays frozen: the base, where it is still the one that was trained on, else what
+    the run wrote, whose weights are those of the base in the run's precision."""
+    try:
+        check_base(run)
+    except ValueError:
+        return str(run.model_folder) if run.config.tune == "full" else run.config.model
+    return run.config.model
 
 
 def is_finished(folder: Path) -> bool:
@@ -102,8 +114,8 @@ def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) ->
     other = [f"{Path(config.data) / file} is another than it was when the run was begun" for part, file in parts.items()
              if part in stored and part in data_facts and stored[part] != data_facts[part]] + other
     there, here = ({"fingerprint": f" of {facts.get('data')}"} for facts in (stored, data_facts))
-    other += [f"{key} ({stored.get(key)!r}{there.get(key, '')} there, {data_facts[key]!r}{here.get(key, '')} here)"
-              for key in DATA_IDENTITY if stored.get(key) != data_facts[key]]
+    other += [f"{key} ({stored.get(key)!r}{there.get(key, '')} there, {data_facts.get(key)!r}{here.get(key, '')} here)"
+              for key in DATA_IDENTITY if stored.get(key) != data_facts.get(key)]
     if other:
         raise ValueError(f"run folder {out} belongs to another run: {'; '.join(other)}; give the same settings, or a new folder "
                          f"with --out, or remove {out} if what it holds is no longer wanted")
@@ -181,7 +193,8 @@ def folder_fingerprint(folder: Path) -> str:
 def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tensor]) -> Path:
     """Write the run's model aside and give it its name when it is whole: this ends the run.
 
-    `weights` are those of `VideoLlavaForConditionalGeneration`. Full tuning writes a Hugging Face folder; LoRA a PEFT adapter.
+    `weights` are those of `VideoLlavaForConditionalGeneration`, as it was loaded. Full tuning writes a Hugging Face folder, which holds the
+    video tower whether it was loaded or not; LoRA a PEFT adapter.
     """
     target = Path(config.out) / "model"
     aside = target.with_name("model.partial")
@@ -189,6 +202,7 @@ def write_model(config: TrainConfig, tuned: Tuned, weights: dict[str, torch.Tens
         shutil.rmtree(aside)
     aside.mkdir()
     if tuned.adapter is None:
+        weights = with_tower(tuned.network, config.model, weights)
         with quiet_transformers():
             tuned.network.save_pretrained(aside, state_dict=weights)
         dtype = next(iter(weights.values())).dtype

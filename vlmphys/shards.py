@@ -3,6 +3,7 @@
 packed/
   frames/     frames-00000.arrow ...     manifest.json  quarantine.jsonl    one row a clip: pixels
   dialogues/  dialogues-00000.arrow ...  manifest.json                      one row a clip and variant: token ids, turns
+  features/   (only where asked for, see `features`)
   split.json                                                                a copy of the split that was packed
 
 Frames and dialogues are separate tables, so that other words, tokenizers or variants never decode a video again.
@@ -13,10 +14,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,9 @@ import pyarrow as pa
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json
 from vlmphys.records import Split, Variant, sha256_file, sha256_text
 from vlmphys.splits import SplitFile, load_split
+
+if TYPE_CHECKING:
+    from vlmphys.features import FeaturesTable
 
 VERSION = 1
 FRAMES, DIALOGUES = "frames", "dialogues"
@@ -43,7 +48,7 @@ def frames_schema(meta: dict) -> pa.Schema:
     more = frame_sets(meta) - 1
     columns += [("more_frames", pa.binary(more * nbytes)), ("more_index", pa.list_(pa.int32(), more * meta["frames"]))] if more else []
     columns += [("box", pa.list_(pa.int32(), 4))] if "regions" in meta else []
-    return pa.schema(columns, metadata=_schema_metadata(meta))
+    return pa.schema(columns, metadata=schema_metadata(meta))
 
 
 def frame_sets(meta: dict) -> int:
@@ -55,10 +60,11 @@ def dialogues_schema(meta: dict) -> pa.Schema:
     """Columns of a dialogue shard; `meta` as in `DialogueTable`."""
     columns = [("clip_id", pa.string()), ("variant", pa.string()), ("input_ids", pa.list_(pa.int32())), ("turn", pa.list_(pa.int8())),
                ("verdict_span", pa.list_(pa.int32(), 2))]
-    return pa.schema(columns, metadata=_schema_metadata(meta))
+    return pa.schema(columns, metadata=schema_metadata(meta))
 
 
-def _schema_metadata(meta: dict) -> dict[str, str]:
+def schema_metadata(meta: dict) -> dict[str, str]:
+    """Settings as an Arrow schema carries them."""
     return {key: json_bytes(value).decode().strip() if isinstance(value, (dict, list, tuple)) else str(value)
             for key, value in sorted(meta.items())}
 
@@ -80,7 +86,7 @@ class ShardWriter:
         self._writer = pa.ipc.new_file(self._sink, schema)
 
     def add(self, row: dict) -> None:
-        """Add a row: a value for each column; `frames` as a C-ordered uint8 array."""
+        """Add a row: a value for each column; `frames` as a C-ordered uint8 array, `features` as one of fp16."""
         self._waiting.append(row)
         self.rows += 1
         if len(self._waiting) == self.rows_per_batch:
@@ -137,7 +143,7 @@ def read_manifest(folder: Path, kind: str) -> dict:
     return manifest
 
 
-class _Table:
+class Table:
     """Shards of one folder, opened together and memory-mapped; rows are found by key."""
 
     kind = ""
@@ -233,7 +239,7 @@ class ClipRow:
     box: tuple[int, int, int, int] | None = None    # x, y, width, height of the region of interest in the source's pixels
 
 
-class FramesTable(_Table):
+class FramesTable(Table):
     """Pixels by clip id. `meta`: version, frames (T), height, width, rule, fit; sets, regions as in `frames_schema`."""
 
     kind = FRAMES
@@ -299,7 +305,7 @@ class DialogueRow:
     verdict_span: tuple[int, int]
 
 
-class DialogueTable(_Table):
+class DialogueTable(Table):
     """Token ids by clip id and variant.
 
     `meta`: version, tokenizer_sha256, priors_sha256, prompt_ids, frames, tokens_per_frame, video_token_id, variants, seed, system,
@@ -351,13 +357,25 @@ def _slice(column: pa.ListArray, row: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Packed:
-    """What pack.py wrote, opened: pixels, dialogues, the split, and one hash over all three."""
+    """What pack.py wrote, opened: pixels, dialogues, the split, and one hash over all three.
+
+    `features`, where `features.take_features` put them: what the model gets in place of pixels. The hash is not over them, since they
+    follow from frames and tower and say nothing new.
+    """
 
     folder: Path
     frames: FramesTable
     dialogues: DialogueTable
     split: SplitFile
     fingerprint: str
+    features: FeaturesTable | None = None
+
+    def video(self, clip_ids: Sequence[str], sets: Sequence[int] | None = None) -> np.ndarray:
+        """What the model gets of these clips' video: frames of each clip's set (None: the first), B x T x H x W x C uint8, or features,
+        B x T x S x D fp16."""
+        if self.features is not None:
+            return self.features.stack(clip_ids)
+        return np.stack([self.frames.row(clip_id, number).frames_THWC for clip_id, number in zip(clip_ids, sets or [0] * len(clip_ids))])
 
     def clip_ids(self, split: Split | str) -> list[str]:
         """Sorted ids of the packed clips on one side; clips in quarantine are not among them."""
@@ -390,7 +408,8 @@ class Packed:
 
     def check_bytes(self) -> None:
         """Raise ValueError, naming the first shard whose bytes changed since it was packed. Reads every byte: once a run is enough."""
-        problem = next(chain(self.frames.changed_shards(), self.dialogues.changed_shards()), None)
+        tables = (self.frames, self.dialogues, *([self.features] if self.features is not None else []))
+        problem = next(chain.from_iterable(table.changed_shards() for table in tables), None)
         if problem:
             raise ValueError(problem)
 

@@ -19,7 +19,8 @@ from vlmphys import checkpoint, engine as engines, runs
 from vlmphys.batches import Batch, ClipOrder, StepReader, load_step
 from vlmphys.config import TrainConfig, config_sha256
 from vlmphys.deepspeed_parts import offload_folder
-from vlmphys.files import only_writer
+from vlmphys.features import take_features
+from vlmphys.files import only_writer, read_json
 from vlmphys.flops import gpu_peak_flops, model_flops
 from vlmphys.loss import DialogueLoss, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import ModelFacts, load_model, read_facts
@@ -64,7 +65,7 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
     """
     check_qlora(config)
     facts = read_facts(config.model)
-    packed = open_packed(config.data)
+    packed, video_note = choose_video(config, open_packed(config.data), facts)
     ranks, is_first = place()
     console = Console(quiet=not is_first)
     global_batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * ranks
@@ -76,7 +77,8 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
     if runs.is_finished(config.out):
         say(console, f"{config.out} is finished: its model is {config.out}/model")
         return Path(config.out)
-    misfits = problems_of(check_fits, config)   # now, since all ranks find the same memory free before they connect; told below
+    # Now, since all ranks find the same memory free before they connect; told below.
+    misfits = problems_of(check_fits, config, packed.features is not None)
 
     world = connect(config)
     with ExitStack() as held:
@@ -85,7 +87,7 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
         world.agree(misfits)
         world.agree(claim(held, config, packed, data_facts, resume) if world.is_first else [])
         with enough_memory("loading the model", OTHER_SHARDING):
-            tuned, engine = load_and_start(config, facts, world, console)
+            tuned, engine = load_and_start(config, facts, world, console, tower=packed.features is None)
         held.callback(engine.close)
         reader = StepReader(lambda step: load_step(packed, order, step, world.rank, world.size, config.per_device_train_batch_size,
                                                    Variant(config.variant), facts.pad_token_id),
@@ -102,9 +104,23 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
             held.callback(runs.forget_pids, config.out)
         for name in checkpoint.remove_incomplete(config.out) if world.is_first else ():
             say(console, f"removed checkpoints/{name}, which an interruption had left half-written")
+        if video_note:
+            say(console, video_note)
         done = run_steps(job, console)
         write_model(job, tuned, done, console)
         return Path(config.out)
+
+
+def choose_video(config: TrainConfig, packed: Packed, facts: ModelFacts) -> tuple[Packed, str]:
+    """The data as the model gets them, with features or pixels, and what is to be told of it, or "".
+
+    A run that began with pixels goes on with pixels, whatever was made since: `auto` is decided once. ValueError as `take_features`.
+    """
+    out = Path(config.out)
+    begun = (out / "config.yaml").is_file() and (out / "data.json").is_file()
+    if config.features == "auto" and begun and read_json(out / "data.json", "give a new folder with --out").get("features") is None:
+        return packed, ""
+    return take_features(packed, config.features, config.model, facts.image_mean, facts.image_std, all_sets=True)
 
 
 def problems_of(check: Callable[..., None], *arguments: Any) -> list[str]:
@@ -132,9 +148,10 @@ def claim(held: ExitStack, config: TrainConfig, packed: Packed, data_facts: dict
     return [f"{config.out} was finished by another process just now"] if runs.is_finished(config.out) else []
 
 
-def load_and_start(config: TrainConfig, facts: ModelFacts, world: World, console: Console) -> tuple[Tuned, engines.PlainEngine]:
+def load_and_start(config: TrainConfig, facts: ModelFacts, world: World, console: Console,
+                   tower: bool) -> tuple[Tuned, engines.PlainEngine]:
     """The network with what is trained of it, and the engine around it."""
-    network = load_model(config.model, engines.loading_dtype(config), world.device if config.tune == "qlora" else None)
+    network = load_model(config.model, engines.loading_dtype(config), world.device if config.tune == "qlora" else None, tower)
     tuned = tune(network, config.tune, config.tune_o_proj, config.lora_r, config.lora_alpha, config.lora_dropout, config.seed, facts.source)
     trained = tuned.trained()   # as counted just now: what changes it later is noticed by check_gradients
     console.print(as_table(tuned.groups))
@@ -193,6 +210,8 @@ def write_model(job: Job, tuned: Tuned, done: int, console: Console) -> None:
     if world.is_first:
         try:
             say(console, f"model: {runs.write_model(config, tuned, weights)}")
+        except ValueError as error:
+            problems = [str(error)]
         except (OSError, SafetensorError) as error:
             problems = [f"the model could not be written to {config.out} ({error}): free some disk space there and start the same command "
                         "again, which goes on from the newest checkpoint"]
@@ -294,7 +313,7 @@ def check_gradients(engine: engines.PlainEngine, config: TrainConfig) -> None:
 def gauges_of(job: Job) -> Gauges:
     """Time, memory and utilisation for the rows of metrics.jsonl."""
     peak = gpu_peak_flops(job.config, job.world.device)
-    flops = model_flops(job.engine.module.network.config, job.config, job.packed.frames.meta["frames"])
+    flops = model_flops(job.engine.module.network.config, job.config, job.packed.frames.meta["frames"], job.packed.features is None)
     return Gauges(job.clock, job.world.device, flops, peak * job.world.size if peak else None)
 
 
@@ -317,7 +336,8 @@ def seed_dropout(config: TrainConfig, step: int, rank: int, micro_batch: int) ->
 def prepare_modes(network, gradient_checkpointing: bool) -> None:
     """Training mode for the language model, evaluation mode for the frozen tower."""
     network.train()
-    network.model.video_tower.eval()
+    if network.model.video_tower is not None:
+        network.model.video_tower.eval()
     if gradient_checkpointing:
         network.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -335,7 +355,7 @@ def check_data(config: TrainConfig, packed: Packed, facts: ModelFacts) -> list[s
 def describe_data(config: TrainConfig, packed: Packed, order: ClipOrder, total_steps: int) -> dict[str, Any]:
     """The content of data.json: what the run reads, by fingerprint, and how it goes through it."""
     return {"data": config.data, "fingerprint": packed.fingerprint, "frames": packed.frames.fingerprint,
-            "dialogues": packed.dialogues.fingerprint,
+            "dialogues": packed.dialogues.fingerprint, "features": packed.features.fingerprint if packed.features is not None else None,
             "split": packed.split.sha256, "protocol": packed.split.protocol, "model_fingerprint": runs.model_fingerprint(config.model),
             "categories": sorted({clip_id.split("/")[0] for clip_id in order.clip_ids}), "frame_settings": packed.frames.meta,
             "system": packed.dialogues.meta["system"], "wordings": packed.dialogues.meta.get("wordings"),

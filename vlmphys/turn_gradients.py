@@ -34,7 +34,7 @@ def turn_gradients(module: nn.Module, trained: list[nn.Parameter], batches: list
             seed(index)
             here = batch.to(world.device)
             with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
-                loss_K, *_ = module(here.input_ids_BL, here.frames_BTHWC, here.keep_N, here.target_N, here.turn_N, here.verdict_row_N)
+                loss_K, *_ = module(here.input_ids_BL, here.video, here.keep_N, here.target_N, here.turn_N, here.verdict_row_N)
             for sum_of, part in zip(total, torch.autograd.grad(loss_K[turn] * weights_K[turn], trained)):
                 sum_of += part
         if world.size > 1:

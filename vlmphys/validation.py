@@ -241,10 +241,10 @@ def verdict_batch(packed: Packed, clip_ids: Sequence[str], variant: Variant, con
     for index, row in enumerate(rows):
         ids_BL[index, :len(row)] = row
         keep[index] = keep[index] + index * ids_BL.shape[1]
-    frames = np.stack([packed.frames.row(clip_id).frames_THWC for clip_id in clip_ids]).repeat(len(VERDICTS), axis=0)
+    video = packed.video(clip_ids).repeat(len(VERDICTS), axis=0)
     keep_N, target_N, turn_N, verdict_N = (torch.from_numpy(np.concatenate(part).astype(np.int64)) for part in
                                            (keep, target, turn, verdict_row))
-    return Batch(torch.from_numpy(ids_BL), torch.from_numpy(frames), keep_N, target_N, turn_N, verdict_N,
+    return Batch(torch.from_numpy(ids_BL), torch.from_numpy(video), keep_N, target_N, turn_N, verdict_N,
                  tuple(clip_id for clip_id in clip_ids for _ in VERDICTS), sum(lengths), False)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vlmphys.features import DTYPE, FeaturesTable, clip_shape, open_features
 from vlmphys.priors import few_texts, lint, load_priors, priors_sha256
 from vlmphys.records import Variant, label_of
 from vlmphys.shards import REPACK, DialogueRow, DialogueTable, FramesTable, Packed, open_packed
@@ -36,17 +37,22 @@ def verify(folder: str | Path, priors_dir: str | None = None, model: str | None 
         packed = open_packed(folder)
     except ValueError as error:
         return [Check("manifests, shards and split can be opened", str(folder), [str(error)])]
-    hashes = _check_hashes(packed)
+    try:
+        features = open_features(packed)
+    except ValueError as error:
+        return [Check("feature shards can be opened", str(folder), [str(error)])]
+    hashes = _check_hashes(packed, features)
     if hashes.problems:
         return [hashes]     # what stands in a shard that was changed says nothing, and may be anything
     return [hashes, _check_clips(packed.frames), _check_quarantine(packed), _check_split(packed), _check_dialogues(packed),
+            *([_check_features(packed, features, model)] if features is not None else []),
             _check_priors(packed, priors_dir), *([_check_model(packed, model)] if model else [])]
 
 
-def _check_hashes(packed: Packed) -> Check:
+def _check_hashes(packed: Packed, features: FeaturesTable | None) -> Check:
     """Every shard's bytes against its manifest's sha256; versions, sizes, row counts and columns were checked when opening."""
     check, nbytes = Check("shards: sha256, bytes, rows, columns"), 0
-    tables = (packed.frames, packed.dialogues)
+    tables = (packed.frames, packed.dialogues, *([features] if features is not None else []))
     for table in tables:
         nbytes += sum(line["bytes"] for line in table.manifest["shards"])
         check.problems += table.changed_shards()
@@ -136,6 +142,33 @@ def _dialogue_problems(row: DialogueRow, table: DialogueTable) -> list[str]:
     if (row.turn[video] != 0).any() or row.turn[0] != 0:
         problems.append("a video token or the beginning is supervised")
     return problems
+
+
+def _check_features(packed: Packed, features: FeaturesTable, model: str | None) -> Check:
+    """Features: of these frames, each row of fp16 numbers that are finite and not all alike, and of the model's tower where one is given."""
+    check = Check("features: of these frames, finite", f"{len(features)} rows of {' x '.join(map(str, clip_shape(features.meta)))} "
+                  f"{features.meta['dtype']}, tower {features.meta['tower_sha256'][:12]}")
+    cure = f"make them anew with data_prep/pack.py --out {packed.folder} --features --model MODEL, or delete {features.folder}"
+    if features.meta["dtype"] != DTYPE.name:
+        check.problems.append(f"{features.folder}: is of {features.meta['dtype']!r}, {DTYPE.name} is expected; {cure}")
+        return check
+    if problem := features.stale(packed.frames):
+        check.problems.append(f"{problem}; {cure}")
+    for clip_id in features.clip_ids:
+        values = features.row(clip_id)
+        if not np.isfinite(values).all():
+            check.problems.append(f"{clip_id}: {int((~np.isfinite(values)).sum())} of its {values.size} features are infinite or no number; {cure}")
+        elif values.min() == values.max():
+            check.problems.append(f"{clip_id}: each of its {values.size} features is {values.flat[0]}; {cure}")
+    if model:
+        from vlmphys.model import read_facts
+        from vlmphys.tower import tower_sha256
+
+        facts = read_facts(model)
+        problem = features.of_other_tower(tower_sha256(model), facts.image_mean, facts.image_std, model)
+        check.problems += [f"{problem}; {cure}"] if problem else []
+        check.checked += f", compared with {model}"
+    return check
 
 
 def _check_priors(packed: Packed, priors_dir: str | None) -> Check:

@@ -20,7 +20,8 @@
     the clips' files are in the page cache.
 
 All three: one process, the same threads, clips, global batch, micro-batch and precision; (c) shuffles in an order of its own. Each round
-starts each of them anew, in an order that rotates, and counts from the end of the warm-up steps. On a machine that others use, seconds
+starts each of them anew, in an order that rotates, and counts from the end of the warm-up steps. A row after the table says what (b) gains
+when it takes the tower's features in place of pixels (data_prep/pack.py --features); the features are made before and not counted. On a machine that others use, seconds
 are worth nothing, and the ratios of one run a little.
 """
 
@@ -70,7 +71,7 @@ def config_of(options: argparse.Namespace, out: Path):
     from vlmphys.config import load_config
     fixed = [f"deepspeed={options.deepspeed}", f"max_steps={options.warmup + options.steps}", f"logging_steps={options.warmup}",
              f"dataloader_num_workers={options.workers}", "save_steps=0", "warmup_ratio=0",
-             "lr_scheduler_type=constant", "learning_rate=1e-5"]
+             "lr_scheduler_type=constant", "learning_rate=1e-5", "features=false"]
     flags = {"model": options.model, "data": str(options.work / "packed"), "out": str(out)}
     return load_config(None, [*fixed, *options.overrides], flags)
 
@@ -307,6 +308,20 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
     print(f"a step of (b) in seconds: {', '.join(f'{name} {value:.4f}' for name, value in parts)}")
 
 
+def measure_features(options: argparse.Namespace, number: int) -> float:
+    """(b) once more, from the feature cache: samples a second."""
+    taken = argparse.Namespace(**{**vars(options), "overrides": [*options.overrides, "features=true"]})
+    return measure("b", taken, number)["rate"]
+
+
+def show_features(rates: list[float], found: dict[str, list[dict[str, float]]]) -> None:
+    """The row of the feature cache: its speed beside that of (b) in the same rounds."""
+    each = [rate / result["rate"] for rate, result in zip(rates, found["b"])]
+    print(f"{'(b) from the feature cache':34}{statistics.median(rates):9.2f}   {'  '.join(format(rate, '.2f') for rate in rates)}")
+    print(f"features/pixels = {statistics.median(rates) / statistics.median(result['rate'] for result in found['b']):.2f} of the medians "
+          f"({min(each):.2f} to {max(each):.2f} within a round)")
+
+
 def main() -> int:
     options = parse()
     if options.side:
@@ -321,12 +336,16 @@ def main() -> int:
               f"{config.gradient_accumulation_steps} a step, {'bf16' if config.bf16 else 'fp32'}, "
               f"tune={config.tune}, {options.steps} steps after {options.warmup}, {options.rounds} round(s), "
               f"{len(os.sched_getaffinity(0))} CPU core(s)", flush=True)
+        command("data_prep/pack.py", "--out", options.work / "packed", "--features", "--model", options.model)
         found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        from_features: list[float] = []
         for number in range(options.rounds):
             for side in [*SIDES][number % 3:] + [*SIDES][:number % 3]:
                 found[side].append(measure(side, options, number))
                 print(f"round {number + 1} {SIDES[side]}: {found[side][-1]['rate']:.2f} samples/s", flush=True)
+            from_features.append(measure_features(options, number))
         show(found)
+        show_features(from_features, found)
     return 0
 
 

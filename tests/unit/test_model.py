@@ -100,7 +100,7 @@ def test_an_adapter_is_not_put_on_a_changed_base(folder, tmp_path, monkeypatch):
     run.folder.mkdir()
     (run.folder / "data.json").write_text(json.dumps({"model_fingerprint": runs.model_fingerprint(str(folder))}))
     reached = []
-    monkeypatch.setattr(runs, "load_model", lambda *given: reached.append(given))
+    monkeypatch.setattr(runs, "load_model", lambda *given, **named: reached.append(given))
     with pytest.raises((AttributeError, ValueError, OSError)):     # there is no adapter
         runs.load_run_model(run)
     assert len(reached) == 1
