@@ -138,6 +138,7 @@ class Predictions:
     duplicates: int = 0
     probabilities_N: np.ndarray | None = None
     uncategorised: bool = False
+    descriptions: list[str | None] | None = None    # None where no row has one
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -169,7 +170,7 @@ class _Columns:
 
     def __init__(self, path: Path, sources: dict[str, dict[str, int]]) -> None:
         self.path, self.sources = path, sources
-        self.clip_ids, self.categories, self.states, self.explanations = [], [], [], []
+        self.clip_ids, self.categories, self.states, self.explanations, self.descriptions = [], [], [], [], []
         self.labels, self.scores, self.verdicts, self.lines, self.probabilities = [], [], [], [], []
         self.places: dict[str, int] = {}
         self.constants: dict[str, set] = {key: set() for key in CONSTANTS}
@@ -183,10 +184,11 @@ class _Columns:
         clip_id = _clip_id(row, path, number)
         label, score, verdict = _label(row, path, number, self.sources, clip_id), _score(row, path, number), None
         category, state = row.get("category"), row.get("state")
-        explanation = probability = None
+        explanation = description = probability = None
         plain = len(row) == 3 and "label" in row     # clip, label and score, and nothing else to look for
         if not plain:
-            verdict, explanation, probability = _verdict(row, path, number), row.get("explanation"), _probability(row, path, number)
+            verdict, probability = _verdict(row, path, number), _probability(row, path, number)
+            explanation, description = row.get("explanation"), row.get("description")
         if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
             # NaN, a missing score, equals itself here.
             if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
@@ -205,6 +207,7 @@ class _Columns:
         self.scores.append(score)
         self.verdicts.append(verdict)
         self.explanations.append(explanation)
+        self.descriptions.append(description)
         self.probabilities.append(probability)
         self.lines.append(number)
         if not plain:
@@ -232,6 +235,7 @@ class _Columns:
             constants={key: next(iter(values)) if len(values) == 1 else None for key, values in self.constants.items()},
             data_fingerprints=frozenset(str(value) for value in self.constants["data_fingerprint"] if value),
             absent=absent, duplicates=self.duplicates, uncategorised=uncategorised,
+            descriptions=self.descriptions if any(text is not None for text in self.descriptions) else None,
             probabilities_N=(np.array(self.probabilities, dtype=np.float64) if any(value is not None for value in self.probabilities) else None))
 
 
