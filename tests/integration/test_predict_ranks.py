@@ -71,7 +71,8 @@ def test_too_little_memory_halves_the_batch_and_loses_no_clip(options, monkeypat
 def test_several_ways_of_asking_get_a_file_each_and_go_on_each_from_its_own_rows(options, monkeypatch):
     asked = replace(options, variant=(Variant.MULTI_TURN, Variant.NO_PHYSICS), ground=(Grounding.PRIOR, Grounding.GENERATE, Grounding.NONE))
     assert predict(asked, Console(quiet=True)) == 14
-    files = {name: options.out.with_name(f"p.{name}.jsonl") for name in ("multi_turn.prior", "multi_turn.generate", "multi_turn.none", "no_physics.none")}
+    files = {name: options.out.with_name(f"p.{name}.jsonl")
+             for name in ("multi_turn.prior", "multi_turn.generate", "multi_turn.none", "no_physics.none")}
     rows = {name: rows_of(path) for name, path in files.items()}
     assert len(list(options.out.parent.iterdir())) == 4 and all(len(of_file) == 14 for of_file in rows.values())
     for name, of_file in rows.items():

@@ -12,7 +12,7 @@ import torch
 from vlmphys.asking import Asker
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
 from vlmphys.inference import Asked, Decoding, continuation_log_probs, features_of, judge_askings, judge_batch, prefill
-from vlmphys.model import ModelFacts, load_model, load_tokenizer, normalise_frames, read_facts, video_features
+from vlmphys.model import ModelFacts, embed, load_model, load_tokenizer, normalise_frames, read_facts, video_features
 from vlmphys.predictions import Explain, Grounding
 from vlmphys.priors import known_categories, load_priors
 from vlmphys.prompts import all_texts, dialogue_text
@@ -174,7 +174,8 @@ def check_against_generate(network, facts, asked: Asked, clip, frames_THWC, deco
     if written and not asked.leads:
         written.append(list(asked.lead))
     assert clip.written == (tuple(written) if written else None)
-    expected = [plain_log_prob(network, facts, string, decoding.continuations[verdict], frames_THWC) for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS)]
+    expected = [plain_log_prob(network, facts, string, decoding.continuations[verdict], frames_THWC)
+                for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS)]
     np.testing.assert_allclose([clip.log_normal, clip.log_anomalous], expected, atol=1e-4, rtol=0)
     string += decoding.continuations[clip.verdict]
     assert clip.generated == plain_greedy(network, facts, string, frames_THWC, decoding.eos_token_id, decoding.max_new_tokens)
@@ -226,22 +227,22 @@ def test_an_answer_stops_where_the_model_comes_to_the_verdict_itself(model):
         check_against_generate(network, facts, one, clip, frames_THWC, decoding)
 
 
-def test_ways_that_share_the_video_say_what_each_says_alone(model):
+def test_ways_that_share_the_video_say_what_each_says_alone(model, monkeypatch):
     network, tokenizer, facts = model
     decoding = Decoding(verdict_continuations(tokenizer), tokenizer.eos_token_id, Explain.ANOMALOUS, max_new_tokens=6)
     _, frames = clips_of(tokenizer, facts, Variant.MULTI_TURN)
     ways = [asked_of(tokenizer, facts, variant, grounding) for variant, grounding in
             ((Variant.MULTI_TURN, Grounding.GENERATE), (Variant.SINGLE_TURN, Grounding.PRIOR), (Variant.NO_PHYSICS, Grounding.NONE))]
     features = features_of(network, facts, frames)
-    fed: list[int] = []
-    handle = network.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: fed.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True)
-    try:
+    embedded: list[int] = []
+
+    def counted(network, ids_BL, features):
+        embedded.append(ids_BL.shape[1])
+        return embed(network, ids_BL, features)
+    with monkeypatch.context() as patched:
+        patched.setattr("vlmphys.inference.embed", counted)
         together = judge_askings(network, facts, features, ways, decoding)
-    finally:
-        handle.remove()
-    video = FRAMES * facts.tokens_per_frame
-    assert sum(tokens > video for tokens in fed) == 1, "the video must be read once"
+    assert len(embedded) == 1, "the video must be read once"
     for asked, found in zip(ways, together, strict=True):
         for one, alone in zip(found, judge_askings(network, facts, features, [asked], decoding)[0], strict=True):
             assert (one.written, one.generated) == (alone.written, alone.generated)
