@@ -11,7 +11,7 @@ import torch
 from launching import load_script, run, torchrun
 from rich.console import Console
 
-from vlmphys.predict import PredictOptions, predict
+from vlmphys.predict import PredictOptions, Source, device_and_dtype, load_network, predict
 from vlmphys.predictions import Explain, Grounding
 from vlmphys.records import Split, Variant
 from vlmphys.shards import open_packed
@@ -104,3 +104,20 @@ def test_four_bits_need_a_gpu(options):
     with pytest.raises(ValueError, match="--dtype 4bit needs a CUDA GPU: use bf16 or fp32 here"):
         predict(replace(options, dtype="4bit", device="cpu"), Console(quiet=True))
     assert not options.out.exists()
+
+
+def test_four_bits_are_packed_while_the_weights_are_read(options, monkeypatch):
+    asked = []
+    monkeypatch.setattr("vlmphys.predict.load_model", lambda *given: asked.append(given) or torch.nn.Identity())
+    load_network(Source("tiny", "tiny", (Variant.MULTI_TURN,), None), replace(options, dtype="4bit"), torch.device("cuda"), torch.bfloat16)
+    assert asked == [("tiny", torch.bfloat16, torch.device("cuda"))]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("vlmphys.predict.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="--dtype 4bit needs bitsandbytes"):
+        device_and_dtype(replace(options, dtype="4bit", device="cuda"))
+
+
+def test_each_rank_works_on_its_own_gpu(options, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_and_dtype(replace(options, rank=5, ranks=8, local_rank=1)) == (torch.device("cuda", 1), torch.bfloat16)
+    assert device_and_dtype(options) == (torch.device("cuda"), torch.bfloat16)
