@@ -154,14 +154,18 @@ def _judge(network, facts: ModelFacts, cached: Cached, asked: Sequence[Asked], s
     if written[0]:
         features = None
     # The longest verdict but for its last token is read along with the prompt, and taken off again: no pass of its own.
-    tail = max(decoding.continuations.values(), key=len)[:-1]
+    tail = tuple(max(decoding.continuations.values(), key=len)[:-1])
+    verdicts = [tuple(decoding.continuations[verdict]) for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS)]
+    read_along = [tokens[:-1] == tail[:len(tokens) - 1] for tokens in verdicts]
+    # Where all is known after this pass, and nothing stands in a cache before it, keys and values are not kept.
+    keep = cached.cache is not None or decoding.explain is not Explain.NONE or not all(read_along)
     ids_BL, real_BL = pad_left([[*piece, *tail] for piece in given], facts.pad_token_id, network.device)
-    hidden_BKD = extend(network, cached, ids_BL, real_BL, features)[:, -1 - len(tail):]
-    cached.take_off(len(tail), hidden_BKD[:, 0])
+    hidden_BKD = extend(network, cached, ids_BL, real_BL, features, keep)[:, -1 - len(tail):]
+    if keep:
+        cached.take_off(len(tail), hidden_BKD[:, 0])
     log_normal_B, log_anomalous_B = (
-        _log_probs(network, hidden_BKD[:, :len(tokens)], tokens) if tuple(tokens[:-1]) == tuple(tail[:len(tokens) - 1])
-        else continuation_log_probs(network, cached, tokens)
-        for tokens in (decoding.continuations[verdict] for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS)))
+        _log_probs(network, hidden_BKD[:, :len(tokens)], tokens) if along else continuation_log_probs(network, cached, tokens)
+        for tokens, along in zip(verdicts, read_along))
     judged = [Judged(normal, anomalous, None, decoding.threshold, tuple(answers) if answers else None)
               for normal, anomalous, answers in zip(log_normal_B.tolist(), log_anomalous_B.tolist(), written)]
     rows = [row for row, clip in enumerate(judged) if decoding.explain.wants(clip.verdict)]
@@ -301,16 +305,17 @@ def decode_greedily(network, cached: Cached, pad_token_id: int, eos_token_id: in
     return [[token for token in row if token >= 0] for row in torch.stack(columns, dim=1).tolist()], met_B.tolist()
 
 
-def extend(network, cached: Cached, ids_BK: torch.Tensor, real_BK: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+def extend(network, cached: Cached, ids_BK: torch.Tensor, real_BK: torch.Tensor, features: torch.Tensor | None = None,
+           keep: bool = True) -> torch.Tensor:
     """Feed tokens after what is cached (`real_BK` is 0 for padding), and return their hidden states, B x K x D.
 
-    `features`: the projected video tokens that stand at the `<video>` ids among them.
+    `features`: the projected video tokens that stand at the `<video>` ids among them. Unless `keep`, nothing can be fed afterwards.
     """
     # Padding takes position 0 and is masked, so that every real token stands where it would stand alone.
     position_BK = (cached.next_position_B[:, None] + real_BK.cumsum(dim=1) - 1).clamp(min=0)
     cached.mask_BS = torch.cat([cached.mask_BS, real_BK], dim=1)
     fed = {"input_ids": ids_BK} if features is None else {"inputs_embeds": embed(network, ids_BK, features)}
-    outputs = network.model(**fed, attention_mask=cached.mask_BS, position_ids=position_BK, past_key_values=cached.cache, use_cache=True)
+    outputs = network.model(**fed, attention_mask=cached.mask_BS, position_ids=position_BK, past_key_values=cached.cache, use_cache=keep)
     cached.cache = outputs.past_key_values
     cached.next_position_B = cached.next_position_B + real_BK.sum(dim=1)
     cached.hidden_BD = outputs.last_hidden_state[:, -1]
