@@ -300,7 +300,7 @@ def _announce(console: Console, options: PredictOptions, source: Source, packed:
     grounded = [f"{asking.variant.value}{'' if options.ground == (Grounding.PRIOR,) else f' ({asking.grounding.value})'}" for asking in askings]
     which = f" are rank {options.rank}'s of {options.ranks}" if options.ranks > 1 else ""
     console.print(f"{source.label}, {', '.join(grounded)}: {own} clips of {options.split.value}{which}, {own - todo} predicted before",
-                  highlight=False)
+                  highlight=False, soft_wrap=True)
     if source.calibration != UNCALIBRATED:
         console.print(f"calibrated: temperature {source.calibration.temperature:.3g}, anomalous from score {source.calibration.threshold:.3g}",
                       highlight=False)

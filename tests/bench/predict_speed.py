@@ -12,9 +12,10 @@
 **floor**: bare forwards over the batches of (c): pixels normalised in memory, tokens padded before, tower, projector, language model and the
     head on the last position, no cache; nothing is read, kept or written.
 
-All with the same threads, precision and clips, and texts of at most --max-new-tokens tokens in (a) and (b). Each round measures every side in an
-order that rotates; medians are printed, and the ratios b/a, c/a, c/floor of these beside their targets (5, 15, 0.8). Prompts of (a)
-are shorter than ours, which hold the grounding: that is in its favour.
+All with the same threads, precision and clips. What a model writes that was never tuned ends anywhere, so in (a) and (b) the length of an answer is
+fixed: that of the clips' own reference answers (verdict and reason), on average, or --answer-tokens; (b) writes the part after the
+verdict. Each round measures every side in an order that rotates; medians are printed, and the ratios b/a, c/a, c/floor of these beside their
+targets (5, 15, 0.8). Prompts of (a) are shorter than ours, which hold the grounding: that is in its favour.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=96, help="clips of (b), (c) and the floor")
     parser.add_argument("--peer-clips", type=int, default=12, help="clips of (a)")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--answer-tokens", type=int, help="length of every text   [that of the clips' reference answers, on average]")
     parser.add_argument("--threads", type=int, help="of torch   [its own choice]")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--profile", action="store_true")
@@ -79,11 +80,13 @@ class Sides:
         self.network = load_model(options.model).eval()
         self.asking = Asking(Variant.MULTI_TURN, Grounding.PRIOR)
         self.identity = Identity("bench", "multi_turn", "prior", self.packed.fingerprint)
+        rows = [self.packed.dialogues.row(clip_id, self.asking.variant) for clip_id in self.clip_ids]
+        self.length = options.answer_tokens or round(np.mean([(row.turn == row.turn.max()).sum() for row in rows]))
+        after = self.length - round(np.mean([(row.turn[:row.verdict_span[1]] == row.turn.max()).sum() for row in rows]))
+        # No token is the end of a text here: each has its length.
         self.predictors = {explain: Predictor(self.network, self.facts, self.tokenizer, self.packed, Asker(self.tokenizer, False), Decoding(
-            verdict_continuations(self.tokenizer), self.tokenizer.eos_token_id, explain, options.max_new_tokens), UNCALIBRATED)
-            for explain in (Explain.ALL, Explain.NONE)}
+            verdict_continuations(self.tokenizer), -1, explain, max(1, after)), UNCALIBRATED) for explain in (Explain.ALL, Explain.NONE)}
         self.bare = [self._bare(self.clip_ids[start:start + options.batch_size]) for start in range(0, len(self.clip_ids), options.batch_size)]
-        self.tokens = self.answers = 0
 
     def _bare(self, clip_ids) -> tuple[torch.Tensor, ...]:
         """Token ids, mask and pixels of a batch, as the network takes them."""
@@ -118,9 +121,9 @@ class Sides:
                 ids = [self.tokenizer.bos_token_id, *ids[:place], *[video] * (pixels.shape[1] * self.facts.tokens_per_frame), *ids[place + 1:]]
                 ids_BL, mask_BL = pad_left([ids], self.facts.pad_token_id, "cpu")
                 out = self.network.generate(input_ids=ids_BL, attention_mask=mask_BL, pixel_values_videos=pixels, do_sample=False,
-                                            max_new_tokens=self.options.max_new_tokens, pad_token_id=self.facts.pad_token_id,
+                                            min_new_tokens=self.length, max_new_tokens=self.length, pad_token_id=self.facts.pad_token_id,
                                             eos_token_id=self.tokenizer.eos_token_id)[0, len(ids):]
-                self.tokens, self.answers = self.tokens + len(out), self.answers + 1
+                assert len(out) == self.length
                 texts.append(self.tokenizer.decode(out, skip_special_tokens=True))
             parse_verdict(texts[0])
         return len(clip_ids)
@@ -164,7 +167,7 @@ def main() -> int:
             pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{torch.get_num_threads()} threads, {options.clock} seconds, {options.rounds} rounds, batches of {options.batch_size}, "
-          f"(a) wrote {sides.tokens / sides.answers:.1f} tokens an answer")
+          f"answers of {sides.length} tokens")
     for name, text in (("a", "(a) peers' way"), ("b", "(b) with explanations"), ("c", "(c) scores only"), ("floor", "floor")):
         print(f"{text:24s} {medians[name]:8.2f} clips/s   (rounds {', '.join(f'{rate:.2f}' for rate in rates[name])})")
     for ratio, target in TARGETS.items():
