@@ -106,6 +106,19 @@ def verdict_continuations(tokenizer) -> dict[Verdict, tuple[int, ...]]:
     return found
 
 
+def verdict_lead(tokenizer) -> tuple[int, ...]:
+    """The tokens of an answer before its verdict's word ("Verdict:")."""
+    turns = [Turn("Verdict?", verdict_answer(Verdict.NORMAL, "None."))]
+    tokens = tokenize_dialogue(turns, tokenizer, video_tokens=1, max_positions=1 << 30, name="verdict")
+    return tuple(tokens.input_ids[tokens.turn.index(1):tokens.verdict_span[0]])
+
+
+def further_question(question: str, tokenizer) -> tuple[int, ...]:
+    """The tokens between an answer and the next one: the `</s>` of the first, and the question, up to `ASSISTANT:`."""
+    text = _special(tokenizer, "eos_token") + rendered(Turn(question, ""), with_video=False)
+    return tuple(_encode(text, tokenizer)[0])
+
+
 def _special(tokenizer, kind: str) -> str:
     token = getattr(tokenizer, kind)
     if token is None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 
 from vlmphys.cases import GIB
 from vlmphys.config import TrainConfig
 
+Result = TypeVar("Result")
 OTHER_SHARDING = "a JSON of ds_configs/ that divides or offloads more (`vlmphys plan` says which one fits)"
 
 
@@ -36,3 +38,30 @@ def smaller_validation(config: TrainConfig) -> str:
     """What a validation can be tried with next."""
     size = config.per_device_eval_batch_size
     return f"--set per_device_eval_batch_size={size // 2}" if size > 1 else OTHER_SHARDING
+
+
+def halving(size: int, say: Callable[[int], None]) -> Callable[[int, Callable[[int, int], Result]], Iterator[Result]]:
+    """A way to do something to `count` things, at most `size` at a time, that halves this size for good where the memory does not do.
+
+    What is returned takes the count and what to do with the things [start, stop); `say` is told each new size. Raises ValueError where
+    not even one fits.
+    """
+    def pieces(count: int, work: Callable[[int, int], Result]) -> Iterator[Result]:
+        nonlocal size
+        start = 0
+        while start < count:
+            stop = min(count, start + size)
+            result = None
+            try:
+                with enough_memory("one clip", "--dtype bf16 or 4bit, or a smaller model") if stop - start == 1 else nullcontext():
+                    result = work(start, stop)
+            except torch.OutOfMemoryError:
+                pass        # what failed is let go of before the next try: a traceback would hold its tensors
+            if result is None:
+                size = (stop - start) // 2
+                torch.cuda.empty_cache()
+                say(size)
+                continue
+            start = stop
+            yield result
+    return pieces

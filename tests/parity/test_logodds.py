@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from vlmphys.asking import Asker
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
-from vlmphys.inference import continuation_log_probs, judge_batch, prefill
-from vlmphys.model import ModelFacts, load_model, load_tokenizer, normalise_frames, read_facts, video_features
-from vlmphys.predictions import Explain
+from vlmphys.inference import Asked, Decoding, continuation_log_probs, features_of, judge_askings, judge_batch, prefill
+from vlmphys.model import ModelFacts, embed, load_model, load_tokenizer, normalise_frames, read_facts, video_features
+from vlmphys.predictions import Explain, Grounding
 from vlmphys.priors import known_categories, load_priors
 from vlmphys.prompts import all_texts, dialogue_text
 from vlmphys.records import Variant, Verdict
+from vlmphys.shards import DialogueRow
 from vlmphys.tiny import build_random, save_model_folder, tiny_config, train_tokenizer
 
 pytestmark = pytest.mark.parity
@@ -37,6 +39,8 @@ def model(request, tmp_path_factory):
         for name, weight in network.named_parameters():
             if weight.ndim > 1:
                 weight.mul_(8.0)
+        # A random model would write `<video>` now and then, for which the plain forward then wants features: the mean of all is never the likeliest.
+        network.lm_head.weight[config.video_token_id] = network.lm_head.weight.mean(dim=0)
     save_model_folder(network, tokenizer, folder)
     return load_model(str(folder)).eval(), load_tokenizer(str(folder)), read_facts(str(folder))
 
@@ -52,6 +56,17 @@ def clips_of(tokenizer, facts: ModelFacts, variant: Variant):
     size = facts.image_size
     frames_BTHWC = np.random.default_rng(0).integers(0, 256, (len(CLIPS), FRAMES, size, size, 3), dtype=np.uint8)
     return prompts, frames_BTHWC
+
+
+def asked_of(tokenizer, facts: ModelFacts, variant: Variant, grounding: Grounding, describe: bool = False) -> list[Asked]:
+    """What predict.py asks of the same clips, by way of their packed rows."""
+    priors, asker, found = load_priors(known_categories()), Asker(tokenizer, describe), []
+    for category, state in CLIPS:
+        turns = dialogue_text(priors[category], state, variant, f"{category}/{state}")
+        tokens = tokenize_dialogue(turns, tokenizer, FRAMES * facts.tokens_per_frame, facts.max_positions, category)
+        row = DialogueRow(category, variant.value, np.array(tokens.input_ids), np.array(tokens.turn), tokens.verdict_span)
+        found.append(asker.asked(row, grounding, category))
+    return found
 
 
 @torch.no_grad()
@@ -142,6 +157,96 @@ def test_texts_equal_generate(model, explain):
     finally:
         with torch.no_grad():
             network.lm_head.weight.copy_(before)
+
+
+def check_against_generate(network, facts, asked: Asked, clip, frames_THWC, decoding: Decoding) -> None:
+    """All that was written and scored of a clip, by the model's own `generate` and forward on the growing string, piece by piece."""
+    string, written = list(asked.pieces[0]), []
+    for number, piece in enumerate(asked.pieces[1:], start=1):
+        answer = plain_greedy(network, facts, string, frames_THWC, decoding.eos_token_id, decoding.max_new_tokens)
+        if asked.leads and number == len(asked.pieces) - 1:
+            ends = [end for end in range(len(asked.lead), len(answer) + 1) if tuple(answer[end - len(asked.lead):end]) == asked.lead]
+            answer = answer[:ends[0] - len(asked.lead)] if ends else answer
+            written.append([*answer, *piece])
+        else:
+            written.append(answer)
+        string += [*answer, *piece]
+    if written and not asked.leads:
+        written.append(list(asked.lead))
+    assert clip.written == (tuple(written) if written else None)
+    expected = [plain_log_prob(network, facts, string, decoding.continuations[verdict], frames_THWC)
+                for verdict in (Verdict.NORMAL, Verdict.ANOMALOUS)]
+    np.testing.assert_allclose([clip.log_normal, clip.log_anomalous], expected, atol=1e-4, rtol=0)
+    string += decoding.continuations[clip.verdict]
+    assert clip.generated == plain_greedy(network, facts, string, frames_THWC, decoding.eos_token_id, decoding.max_new_tokens)
+    if asked.describe:
+        string += [*clip.generated, *asked.describe]
+        assert clip.description == plain_greedy(network, facts, string, frames_THWC, decoding.eos_token_id, decoding.max_new_tokens)
+
+
+def judged_with_early_ends(network, facts, frames, asked: list[Asked], decoding: Decoding):
+    """What is said of the clips by a model whose texts end at different places, and how long the answers are; undone by the caller."""
+    features = features_of(network, facts, frames)
+    first = judge_askings(network, facts, features, [asked], decoding)[0]
+    with_early_end(network, [clip.written[0] if clip.written else clip.generated for clip in first], decoding.eos_token_id)
+    return judge_askings(network, facts, features, [asked], decoding)[0]
+
+
+@pytest.mark.parametrize(("variant", "grounding"), [(Variant.MULTI_TURN, Grounding.GENERATE), (Variant.SINGLE_TURN, Grounding.GENERATE),
+                                                    (Variant.MULTI_TURN, Grounding.PRIOR), (Variant.NO_PHYSICS, Grounding.NONE)])
+def test_written_answers_scores_and_descriptions_are_the_plain_models(model, variant, grounding):
+    network, tokenizer, facts = model
+    decoding = Decoding(verdict_continuations(tokenizer), tokenizer.eos_token_id, Explain.ALL, max_new_tokens=12)
+    _, frames = clips_of(tokenizer, facts, variant)
+    asked = asked_of(tokenizer, facts, variant, grounding, describe=True)
+    assert len(asked[0].pieces) == (1 if grounding is not Grounding.GENERATE else 4 if variant is Variant.MULTI_TURN else 2)
+    before = network.lm_head.weight.detach().clone()
+    try:
+        found = judged_with_early_ends(network, facts, frames, asked, decoding)
+        for one, clip, frames_THWC in zip(asked, found, frames):
+            check_against_generate(network, facts, one, clip, frames_THWC, decoding)
+        if grounding is Grounding.GENERATE:
+            assert len({len(clip.written[0]) for clip in found}) > 1, "answers of unequal length are needed for this test to say anything"
+    finally:
+        with torch.no_grad():
+            network.lm_head.weight.copy_(before)
+
+
+def test_an_answer_stops_where_the_model_comes_to_the_verdict_itself(model):
+    network, tokenizer, facts = model
+    decoding = Decoding(verdict_continuations(tokenizer), tokenizer.eos_token_id, Explain.ALL, max_new_tokens=12)
+    _, frames = clips_of(tokenizer, facts, Variant.SINGLE_TURN)
+    asked = asked_of(tokenizer, facts, Variant.SINGLE_TURN, Grounding.GENERATE)
+    features = features_of(network, facts, frames)
+    texts = [clip.written[0] for clip in judge_askings(network, facts, features, [asked], decoding)[0]]
+    pairs = {tuple(text[place:place + 2]) for text in texts for place in range(2, 8)}
+    stops = {pair: [any(tuple(text[at:at + 2]) == pair for at in range(11)) for text in texts] for pair in pairs}
+    lead = next(pair for pair, met in stops.items() if any(met) and not all(met))
+    asked = [Asked((one.pieces[0], lead), lead, leads=True) for one in asked]
+    for one, clip, frames_THWC in zip(asked, judge_askings(network, facts, features, [asked], decoding)[0], frames):
+        check_against_generate(network, facts, one, clip, frames_THWC, decoding)
+
+
+def test_ways_that_share_the_video_say_what_each_says_alone(model, monkeypatch):
+    network, tokenizer, facts = model
+    decoding = Decoding(verdict_continuations(tokenizer), tokenizer.eos_token_id, Explain.ANOMALOUS, max_new_tokens=6)
+    _, frames = clips_of(tokenizer, facts, Variant.MULTI_TURN)
+    ways = [asked_of(tokenizer, facts, variant, grounding) for variant, grounding in
+            ((Variant.MULTI_TURN, Grounding.GENERATE), (Variant.SINGLE_TURN, Grounding.PRIOR), (Variant.NO_PHYSICS, Grounding.NONE))]
+    features = features_of(network, facts, frames)
+    embedded: list[int] = []
+
+    def counted(network, ids_BL, features):
+        embedded.append(ids_BL.shape[1])
+        return embed(network, ids_BL, features)
+    with monkeypatch.context() as patched:
+        patched.setattr("vlmphys.inference.embed", counted)
+        together = judge_askings(network, facts, features, ways, decoding)
+    assert len(embedded) == 1, "the video must be read once"
+    for asked, found in zip(ways, together, strict=True):
+        for one, alone in zip(found, judge_askings(network, facts, features, [asked], decoding)[0], strict=True):
+            assert (one.written, one.generated) == (alone.written, alone.generated)
+            np.testing.assert_allclose([one.log_normal, one.log_anomalous], [alone.log_normal, alone.log_anomalous], atol=1e-4, rtol=0)
 
 
 def test_the_tower_sees_each_clip_once(model):

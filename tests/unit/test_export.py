@@ -15,13 +15,14 @@ from llama_tokenizers import llama_trained
 from safetensors.torch import load_file, save_file
 
 from vlmphys import card, cli, export as exporting, runs
+from vlmphys.asking import Asker, Asking
 from vlmphys.config import TrainConfig
 from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
-from vlmphys.inference import Explain, judge_batch
+from vlmphys.inference import Decoding, judge_batch
 from vlmphys.model import load_model, load_tokenizer, read_facts
 from vlmphys.priors import load_priors
-from vlmphys.predict import PredictOptions, predict_batch
-from vlmphys.predictions import Identity
+from vlmphys.predict import Predictor
+from vlmphys.predictions import UNCALIBRATED, Explain, Grounding, Identity
 from vlmphys.prompts import SYSTEM, Turn, all_texts, dialogue_text, spoken
 from vlmphys.records import Variant
 from vlmphys.shards import open_packed
@@ -115,11 +116,14 @@ def test_the_cards_code_gives_predicts_scores_of_the_test_clips(run, tiny_model_
     monkeypatch.chdir(out)
     exec(re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)[0], names)
     packed, tokenizer = open_packed(packed_folder), load_tokenizer(str(tiny_model_folder))
-    options = PredictOptions(packed_folder, tmp_path / "unused.jsonl", run, explain=Explain.NONE)
+    decoding = Decoding(verdict_continuations(tokenizer), tokenizer.eos_token_id, Explain.NONE)
+    predictor = Predictor(runs.load_run_model(runs.open_run(run)), read_facts(str(tiny_model_folder)), tokenizer, packed, Asker(tokenizer, False),
+                          decoding, UNCALIBRATED)
+    asking = Asking(Variant.MULTI_TURN, Grounding.PRIOR)
     identity = Identity("run", "multi_turn", "prior", packed.fingerprint)
     clip_ids = packed.clip_ids("test")[::3]
     assert len(clip_ids) > 3
-    rows = predict_batch(runs.load_run_model(runs.open_run(run)), read_facts(str(tiny_model_folder)), tokenizer, packed, clip_ids, identity, options)
+    (rows,) = predictor.rows(predictor.read(clip_ids, [asking]), [asking], [identity])
     for row in rows:
         prior = load_priors([row.category])[row.category]
         prompt = names["PROMPT"].format(category=spoken(row.category), component=prior.component, dynamic=prior.dynamic, motion=prior.motion)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vlmphys.config import TrainConfig
-from vlmphys.out_of_memory import OTHER_SHARDING, enough_memory, smaller_batch, smaller_validation
+from vlmphys.out_of_memory import OTHER_SHARDING, enough_memory, halving, smaller_batch, smaller_validation
 
 pytestmark = pytest.mark.unit
 
@@ -32,3 +32,21 @@ def test_where_nothing_is_smaller_other_sharding_is_named():
     assert smaller_batch(TrainConfig(per_device_train_batch_size=1, gradient_checkpointing=True)) == OTHER_SHARDING
     assert smaller_validation(TrainConfig(per_device_eval_batch_size=8)) == "--set per_device_eval_batch_size=4"
     assert smaller_validation(TrainConfig(per_device_eval_batch_size=1)) == OTHER_SHARDING
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good_and_nothing_is_left_out():
+    tried, said = [], []
+
+    def work(start: int, stop: int) -> range:
+        tried.append(stop - start)
+        if stop - start > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return range(start, stop)
+    pieces = halving(12, said.append)
+    done = [number for count in (12, 5) for piece in pieces(count, work) for number in piece]
+    assert done == [*range(12), *range(5)] and said == [6, 3] and tried == [12, 6, 3, 3, 3, 3, 3, 2]
+
+    def never(start: int, stop: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(ValueError, match="too little memory for one clip .*: use --dtype bf16 or 4bit"):
+        list(halving(4, said.append)(4, never))

@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from vlmphys.predictions import (Explain, Identity, Prediction, PredictionWriter, probability_of, read_labels, read_predictions,
-                                 verdict_of)
+from vlmphys.prediction_files import PredictionWriter, RowRules
+from vlmphys.predictions import Explain, Identity, Prediction, probability_of, read_labels, read_predictions, verdict_of
 from vlmphys.records import Verdict
 
 pytestmark = pytest.mark.unit
@@ -27,7 +27,7 @@ def prediction(clip_id: str, score: float = 1.5, explanation: str | None = "It t
 
 def test_rows_are_on_disk_at_once_and_read_back(tmp_path):
     path = tmp_path / "new" / "predictions.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as writer:
         assert not path.exists(), "nothing is written before the first row"
         writer.append(prediction("fan/test/stuck/1"))
         assert len(path.read_text().splitlines()) == 1
@@ -41,13 +41,13 @@ def test_rows_are_on_disk_at_once_and_read_back(tmp_path):
 
 def test_a_half_written_line_is_dropped_and_whole_ones_are_kept(tmp_path):
     path = tmp_path / "p.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as writer:
         for number in range(3):
             writer.append(prediction(f"fan/test/stuck/{number}"))
     whole = path.read_bytes()
     for cut in (1, 20, 200):
         path.write_bytes(whole[:-cut])
-        with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+        with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as writer:
             assert writer.done == {"fan/test/stuck/0", "fan/test/stuck/1"}
             writer.append(prediction("fan/test/stuck/2"))
         assert path.read_bytes() == whole
@@ -56,69 +56,69 @@ def test_a_half_written_line_is_dropped_and_whole_ones_are_kept(tmp_path):
 @pytest.mark.parametrize("key", ["model", "variant", "grounding", "data_fingerprint"])
 def test_rows_of_another_run_are_refused_and_left_alone(tmp_path, key):
     path = tmp_path / "p.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as writer:
         writer.append(prediction("fan/test/stuck/0"))
     path.write_bytes(path.read_bytes() + b'{"half')
     before = path.read_bytes()
     what = "from another data folder, or from other data in the same folder" if key == "data_fingerprint" else f"with {key} "
     with pytest.raises(ValueError, match=rf"p.jsonl:1 was predicted {what}.*another --out"):
-        PredictionWriter(path, replace(IDENTITY, **{key: "other"}), Explain.ALL)
+        PredictionWriter(path, RowRules(replace(IDENTITY, **{key: "other"}), Explain.ALL))
     with pytest.raises(ValueError, match="has an explanation, which --explain none"):
-        PredictionWriter(path, IDENTITY, Explain.NONE)
+        PredictionWriter(path, RowRules(IDENTITY, Explain.NONE))
     assert path.read_bytes() == before
 
 
 def test_two_writers_and_other_files_are_refused(tmp_path):
     path = tmp_path / "p.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.NONE) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.NONE)) as writer:
         writer.append(prediction("fan/test/stuck/0", explanation=None))
         with pytest.raises(ValueError, match="another process"):
-            PredictionWriter(path, IDENTITY, Explain.NONE)
+            PredictionWriter(path, RowRules(IDENTITY, Explain.NONE))
     with pytest.raises(ValueError, match="is a folder"):
-        PredictionWriter(tmp_path, IDENTITY, Explain.NONE)
+        PredictionWriter(tmp_path, RowRules(IDENTITY, Explain.NONE))
     with pytest.raises(ValueError, match="cannot be written"):
-        PredictionWriter(path / "below_a_file" / "p.jsonl", IDENTITY, Explain.NONE)
+        PredictionWriter(path / "below_a_file" / "p.jsonl", RowRules(IDENTITY, Explain.NONE))
     other = tmp_path / "notes.txt"
     other.write_text("hello\n")
     with pytest.raises(ValueError, match="notes.txt:1: no JSON"):
-        PredictionWriter(other, IDENTITY, Explain.NONE)
+        PredictionWriter(other, RowRules(IDENTITY, Explain.NONE))
     assert other.read_text() == "hello\n"
 
 
 def test_clips_of_another_side_are_refused_and_left_alone(tmp_path):
     path = tmp_path / "p.jsonl"
     val, test = ["fan/test/stuck/0", "fan/test/stuck/1"], ["fan/test/stuck/2"]
-    with PredictionWriter(path, IDENTITY, Explain.ALL, val) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL, frozenset(val))) as writer:
         writer.append(prediction(val[0]))
     path.write_bytes(path.read_bytes() + b'{"half')
     before = path.read_bytes()
     with pytest.raises(ValueError, match="p.jsonl:1: clip 'fan/test/stuck/0' is not on the side .*another --out"):
-        PredictionWriter(path, IDENTITY, Explain.ALL, test)
+        PredictionWriter(path, RowRules(IDENTITY, Explain.ALL, frozenset(test)))
     assert path.read_bytes() == before
-    with PredictionWriter(path, IDENTITY, Explain.ALL, val) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL, frozenset(val))) as writer:
         assert writer.done == {val[0]}
 
 
 def test_a_file_that_appeared_since_the_start_is_not_appended_to(tmp_path):
     path = tmp_path / "p.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.ALL) as late:
-        with PredictionWriter(path, IDENTITY, Explain.ALL) as early:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as late:
+        with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as early:
             early.append(prediction("fan/test/stuck/0"))
             early.append(prediction("fan/test/stuck/1"))
         before = path.read_bytes()
         with pytest.raises(ValueError, match="written by another process in the meantime: start this one again"):
             late.append(prediction("fan/test/stuck/0"))
     assert path.read_bytes() == before
-    with PredictionWriter(path, IDENTITY, Explain.ALL) as again:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as again:
         assert len(again.done) == 2, "the lock was given back"
 
 
 def test_explanations_only_for_anomalous_clips_resume(tmp_path):
     path = tmp_path / "p.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.ANOMALOUS) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ANOMALOUS)) as writer:
         writer.append(prediction("fan/test/stuck/0"))
         writer.append(prediction("fan/test/stuck/1", score=-2.0, explanation=None))
-    with PredictionWriter(path, IDENTITY, Explain.ANOMALOUS) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ANOMALOUS)) as writer:
         assert len(writer.done) == 2
 
 
@@ -260,7 +260,7 @@ def test_a_header_without_its_columns_is_refused_before_any_row(tmp_path, header
 
 def test_json_rows_keep_the_designs_keys(tmp_path):
     path = tmp_path / "p.jsonl"
-    with PredictionWriter(path, IDENTITY, Explain.ALL) as writer:
+    with PredictionWriter(path, RowRules(IDENTITY, Explain.ALL)) as writer:
         writer.append(prediction("fan/test/stuck/0"))
     assert list(json.loads(path.read_text())) == ["clip_id", "category", "state", "label", "score", "probability", "verdict", "explanation",
                                                   "answers", "grounding", "variant", "model", "data_fingerprint"]

@@ -81,6 +81,27 @@ def test_a_judge_fills_llm_and_paeval_and_what_it_was_asked_says_no_more_than_it
     assert not (out / "texts.jsonl").exists() and (out / "judge.jsonl").exists(), "replies are kept, findings of other scores are not"
 
 
+def test_descriptions_of_the_predictions_are_compared_with_the_priors_descriptions(score, predictions, tmp_path):
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    for row in rows:
+        row["description"] = None if row["clip_id"].startswith("hinge") else "All is still."
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted = load_priors(["fan"])["fan"].states["stuck"].descriptions[0]
+
+    def answer(text: str, _: int) -> str:
+        asked = server.bodies[-1]["messages"][1]["content"]
+        kind = "llm" if '"reasoning"' in asked else "description" if "All is still." in asked else "explanation"
+        return {"llm": '{"type": 1, "reasoning": 1}', "description": '{"similarity": 0.5}', "explanation": '{"similarity": 0.25}'}[kind]
+    with ChatStub(answer) as server:
+        assert score("--predictions", predictions, "--out", tmp_path / "s", "--judge", "openai", "--judge-url", server.url, "--judge-model", "grader",
+                     "--judge-concurrency", "1", "--paeval") == 0
+        assert any(wanted in body["messages"][1]["content"] for body in server.bodies)
+    scores = json.loads((tmp_path / "s" / "scores.json").read_text())
+    fan, hinge = scores["per_category"]["fan"], scores["per_category"]["hinge"]
+    assert (fan["description"], fan["explanation"], hinge["description"], hinge["explanation"]) == (0.5, 0.25, None, 0.25)
+    assert "--describe" in hinge["reasons"]["description"] and scores["average"]["description"] == 0.5
+
+
 def test_a_judge_that_fails_leaves_a_warning_and_no_zero(score, predictions, tmp_path):
     def answer(text: str, _: int) -> object:
         return "nonsense" if "blade" in text or "shaft" in text else '{"type": 0.5, "reasoning": 0.5}'
