@@ -10,7 +10,8 @@ makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to bo
 `engine`: `deepspeed_parts`, `compiling`, `out_of_memory`. After it: `inference`, `asking`, `predict`, `prediction_files`,
 `predictions` (`rows`, `answer_files`), `calibration` (`calibrate`), `metrics` (`paired`), `scoring`, `comparison`, `published`, `report`
 (`report_panels`, `report_clips`, `tables`, `text_tables`, `charts`), `paper`, `export` (`card`). What the explanations are worth:
-`text_metrics`, `explanations` (`sentences`), `llm_score`, `paeval_score`, `text_figures`, and the judge that they ask, `judge` (`judge_options`, `judge_local`,
+`text_metrics`, `explanations` (`sentences`), `llm_score`, `paeval_score`, `text_figures`, and the judge that they ask, `judge`
+(`judge_options`, `judge_local`,
 `judge_replies`); below it, and below `drafting`, stand `chat_client`, `chat_journal` and `chat_asking`. One clip at a time: `detector`
 (`windows`, `guessing`), `detect` (`watching`, `shown`). Before a run: `plan` (`cases`, `memory`, `duration`), `doctor`; these two,
 `export`, `calibrate` and `detect` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`, `preview`; what it gives away:

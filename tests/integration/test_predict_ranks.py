@@ -108,9 +108,9 @@ def test_four_bits_need_a_gpu(options):
 
 def test_four_bits_are_packed_while_the_weights_are_read(options, monkeypatch):
     asked = []
-    monkeypatch.setattr("vlmphys.predict.load_model", lambda *given: asked.append(given) or torch.nn.Identity())
+    monkeypatch.setattr("vlmphys.predict.load_model", lambda *given, tower: asked.append((*given, tower)) or torch.nn.Identity())
     load_network(Source("tiny", "tiny", (Variant.MULTI_TURN,), None), replace(options, dtype="4bit"), torch.device("cuda"), torch.bfloat16)
-    assert asked == [("tiny", torch.bfloat16, torch.device("cuda"))]
+    assert asked == [("tiny", torch.bfloat16, torch.device("cuda"), True)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("vlmphys.predict.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--dtype 4bit needs bitsandbytes"):
