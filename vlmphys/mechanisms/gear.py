@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, fault_window, per_frame, rotor, shaking, times, within
+from vlmphys.mechanisms.physics import FPS, fault_window, per_frame, rotor, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
@@ -17,11 +17,9 @@ RADII = (0.44, 0.46, 0.44, 0.46)
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The motor turns gear one against drag, slowly or fast, and the plate hums with it: how much moves says little. stuck: the train is
-    blocked; single, double, triple: stripped teeth leave the last 1, 2, 3 gears without drive.
-    """
+    """The motor turns gear one against drag. stuck: the train is blocked; single, double, triple: stripped teeth leave the last 1, 2, 3 gears without drive."""
     instants = times(frames)
-    direction, turns_per_second = rng.choice((-1.0, 1.0)), float(np.exp(rng.uniform(np.log(0.15), np.log(1.0))))
+    direction, turns_per_second = rng.choice((-1.0, 1.0)), rng.uniform(0.4, 1.35)
     speed, drag = direction * 2 * np.pi * turns_per_second, rng.uniform(5.0, 10.0)
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS, shortest_share=0.6)
     active = within(instants, span)
@@ -29,9 +27,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     motor = rotor(np.full(len(instants), speed * drag), drag + active * brake,
                   0.0 if state == "stuck" and span[0] == 0.0 else speed, rng.uniform(0, 2 * np.pi))
     driven_speed = np.gradient(motor, instants)
-    hum = rng.uniform(0.004, 0.03)
-    channels = {"gear_one": per_frame(motor), "plate_x": per_frame(shaking(rng, instants, hum, 6.0, 14.0)),
-                "plate_y": per_frame(shaking(rng, instants, hum, 6.0, 14.0))}
+    channels = {"gear_one": per_frame(motor)}
     first_lost = 4 - LOST.get(state, 0)
     for index, part in enumerate(PARTS[1:], start=1):
         ratio = (-1) ** index * RADII[0] / RADII[index]
@@ -40,14 +36,14 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
         torque = coupled * drag_k * ratio * driven_speed
         start_speed = ratio * speed * coupled[0] if state != "stuck" or span[0] > 0 else 0.0
         channels[part.channel] = per_frame(rotor(torque, np.full(len(instants), drag_k), start_speed, rng.uniform(0, 2 * np.pi)))
-    return Trajectory(channels, {"turns_per_second": turns_per_second * direction, "drag": drag, "hum": hum}, span)
+    return Trajectory(channels, {"turns_per_second": turns_per_second * direction, "drag": drag}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:
     """A plate, and on it the gears with teeth, mark and axle."""
-    canvas.box(values["plate_x"], values["plate_y"], 0.96, 0.96, "body", 0.42)
+    canvas.box(0, 0, 0.96, 0.96, "body", 0.42)
     for (x, y), radius, part in zip(CENTRES, RADII, PARTS):
-        x, y, angle = x + values["plate_x"], y + values["plate_y"], values[part.channel]
+        angle = values[part.channel]
         teeth = 12
         corners = np.arange(teeth * 4)
         reach = np.where(corners % 4 < 2, radius * 1.04, radius * 0.9)

@@ -49,7 +49,7 @@ def sample_look(rng: np.random.Generator, category: str, appearance: str, frames
     spread = 60 if wild else 8
     colours = {role: tuple(int(v) for v in np.clip(np.array(palette[role]) + rng.integers(-spread, spread + 1, 3), 25, 250)) for role in ROLES}
     reach = 0.14 if wild else 0.03
-    jitter = 0.004 if wild else float(rng.uniform(0.0005, 0.004))
+    jitter = 0.004 if wild else 0.002
     return Look(
         variant=variant, colours=colours, proportion=(0.94, 1.0, 1.06)[variant],
         zoom=float(rng.uniform(0.8, 1.05) if wild else rng.uniform(0.96, 1.02)),
@@ -57,7 +57,7 @@ def sample_look(rng: np.random.Generator, category: str, appearance: str, frames
         jitter_F2=rng.normal(0.0, jitter, (frames, 2)),
         gain=float(rng.uniform(0.7, 1.25) if wild else rng.uniform(0.88, 1.12)),
         background=_background(rng, wild),
-        noise_sigma=float(rng.uniform(2.0, 6.0) if wild else rng.uniform(1.0, 4.5)),
+        noise_sigma=float(rng.uniform(2.0, 6.0) if wild else rng.uniform(1.5, 3.5)),
         noise_seed=int(rng.integers(1 << 31)))
 
 
