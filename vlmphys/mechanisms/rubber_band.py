@@ -15,7 +15,8 @@ PARTS = (Part("hook", "hook", 0.2, 0.9), Part("gap", "gap", 0.0, 1.0))
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The hooks part and come back. crack (visible in one frame): the band tears once its strain passes what the cracked rubber bears; the ends spring back."""
+    """The hooks part and come back. crack (visible in one frame): the band tears once its strain passes what the cracked
+    rubber bears; the ends spring back."""
     instants, seconds = times(frames), frames / FPS
     slack, stretch, delay = rng.uniform(0.28, 0.36), rng.uniform(0.7, 0.85), rng.uniform(0.1, 0.5)
     out = delay + rng.uniform(0.9, 1.2)
