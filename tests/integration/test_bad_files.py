@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -94,6 +95,16 @@ def link_to_nothing(path: Path) -> None:
 
 HEVC = dict(codec="libx265", pixels="yuv420p10le", options={"x265-params": "log-level=none:pools=1"})
 AV1 = dict(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"})
+
+
+def av1(path: Path) -> None:
+    """In a process of its own: SVT-AV1, run as root, gives the one that it runs in real-time priority over all else on the machine."""
+    process = multiprocessing.get_context("spawn").Process(target=encode_clip, args=(path, 30, 64, 64), kwargs=AV1)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 # (name of the file, what makes it, words of the reason; None: it is packed)
 KINDS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "empty": ("empty.mp4", lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
@@ -111,7 +122,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "turned by metadata": ("turned.mp4", lambda path: whole(path, rotation=90), None),
     "variable frame rate": ("variable.mp4", variable_rate, None),
     "10-bit HEVC": ("hevc.mp4", lambda path: encode_clip(path, 30, 64, 64, **HEVC), None),
-    "AV1": ("av1.mp4", lambda path: encode_clip(path, 30, 64, 64, **AV1), None),
+    "AV1": ("av1.mp4", av1, None),
     "no read permission": ("secret.mp4", unreadable, "Permission denied"),
     "broken link": ("link.mp4", link_to_nothing, "No such file"),
     "a name with a newline and other line ends": ("two\nlines \u2028 \x85.mp4", whole, None),
