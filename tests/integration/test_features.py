@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -251,6 +252,10 @@ def test_verify_reads_every_row(with_features, tiny_model_folder, tmp_path):
     shard.write_bytes(bytes(raw))
     problems = [problem for check in verify(broken) for problem in check.problems]
     assert any("features-00000.arrow: its bytes are not those that were written" in problem for problem in problems)
+    manifest = json.loads((broken / "features/manifest.json").read_text())
+    manifest["shards"][0]["sha256"] = hashlib.sha256(raw).hexdigest()
+    (broken / "features/manifest.json").write_text(json.dumps(manifest))
+    problems = [problem for check in verify(broken) for problem in check.problems]
     assert any(problem.startswith("fan/train/0002: 1 of its 1280 features are infinite") for problem in problems)
     shard.unlink()
     (only,) = verify(broken)

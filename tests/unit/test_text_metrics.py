@@ -169,7 +169,7 @@ def test_a_library_takes_the_place_of_the_priors(score, predictions, tmp_path, c
 
 @pytest.mark.parametrize("flags,message", [(("--paeval",), "--paeval needs a judge"), (("--library", "x.json"), "give --sbert or --judge too"),
                                            (("--sbert", "./nowhere"), "no such folder"), (("--judge", "gpt"), "allowed are none, openai"),
-                                           (("--judge", "replay"), "no such file of a judge's replies")])
+                                           (("--judge", "replay"), "no such file of replies")])
 def test_flags_that_do_not_go_together_are_refused_and_nothing_is_written(score, predictions, tmp_path, capsys, flags, message):
     assert score("--predictions", predictions, "--out", tmp_path / "s", *flags) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "s" / "scores.json").exists()
