@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
@@ -171,6 +170,7 @@ def run_child(job_file: Path) -> None:
         context = total - free - torch.cuda.memory_reserved()
         torch.cuda.set_per_process_memory_fraction(min(1.0, (job["cap"] - context) / total))
         seen = {"gpu": torch.cuda.get_device_name(), "context": context}
+    from peak_memory import peak_resident_bytes
     from vlmphys.train import train
     train(from_mapping(job["config"]))
     if seen:
@@ -178,7 +178,7 @@ def run_child(job_file: Path) -> None:
         # What NCCL and cuBLAS take comes on top of the first context.
         seen.update(allocated=torch.cuda.max_memory_allocated(), reserved=torch.cuda.max_memory_reserved(),
                     context=total - free - torch.cuda.memory_reserved())
-    seen["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seen["host"] = peak_resident_bytes()
     job_file.with_suffix(".seen.json").write_text(json.dumps(seen))
 
 

@@ -24,12 +24,14 @@ MOST_SECONDS, MOST_GIB = 20.0, 2.0
 # Says on its last line what it used, after the command has ended.
 CHILD = """
 import json, resource, runpy, sys
+sys.path.append("tests")
+from peak_memory import peak_resident_bytes
 try:
     runpy.run_path("launch/score.py", run_name="__main__")
 except SystemExit as end:
     assert end.code == 0, end.code
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({"cpu_seconds": used.ru_utime + used.ru_stime, "peak_gib": used.ru_maxrss / 2**20, "torch": "torch" in sys.modules}))
+print(json.dumps({"cpu_seconds": used.ru_utime + used.ru_stime, "peak_gib": peak_resident_bytes() / 2**30, "torch": "torch" in sys.modules}))
 """
 
 

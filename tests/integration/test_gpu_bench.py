@@ -16,12 +16,14 @@ ENGINES = {"plain": "engine=plain", "zero2_offload": "deepspeed=ds_configs/zero2
            "fsdp": "engine=fsdp"}
 # What a process held at most, after it trained.
 MEASURED = """
-import json, resource, sys
+import json, sys
+sys.path.insert(0, "tests")
+from peak_memory import peak_resident_bytes
 from vlmphys.config import from_mapping
 from vlmphys.train import train
 config = from_mapping(json.loads(sys.argv[1]))
 train(config)
-print("held", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("held", peak_resident_bytes())
 """
 
 
