@@ -52,6 +52,4 @@ ensure_environment() {  # $1: extras to install, such as "[test]", or empty
     # shellcheck disable=SC1091
     . .venv/bin/activate
     export TOKENIZERS_PARALLELISM=false
-    # glibc returns large blocks to the kernel after each use and asks again: on the CPU that costs up to half of a training step.
-    export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-4000000000}" MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-4000000000}"
 }

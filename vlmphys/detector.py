@@ -19,6 +19,7 @@ from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
 from vlmphys.files import read_json
 from vlmphys.frame_rules import frame_indices
 from vlmphys.guessing import Guess, guess_category
+from vlmphys.heap import keep_freed_memory
 from vlmphys.inference import Judged, judge_batch
 from vlmphys.model import load_tokenizer, normalise_frames, read_facts, video_features
 from vlmphys.pixels import fit_frames
@@ -102,6 +103,7 @@ class Detector:
         self.tokenizer = load_tokenizer(source.facts_from)
         self.facts = read_facts(source.facts_from, self.tokenizer)
         self.continuations = verdict_continuations(self.tokenizer)
+        keep_freed_memory()
         self.network = load_run_model(source.run, precision).to(place).eval()
         self._prompts: dict[str, _Prompt] = {}
         self._candidates: dict[str, Prior] | None = None

@@ -52,14 +52,16 @@ class DialogueLoss(nn.Module):
 
 
 def _verdicts(logits_NV, loss_N, target_N, verdict_row_N, clips: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Negative log-likelihood of the true verdicts, how many are the model's first choice, how many there are; and the first by row, B.
+    """Negative log-likelihood of the true verdicts, how many are the model's first choice (none is likelier), how many there are; and the
+    first by row, B.
 
     A verdict may be several tokens: its likelihood is their product, and it is right only if each of them is. At chance
     between two verdicts the loss is ln 2 a clip.
     """
     # Products with a one-hot matrix rather than a mask as index: a mask's number of positions would have to cross to the host.
     row_NB = functional.one_hot(verdict_row_N + 1, clips + 1)[:, 1:].to(loss_N.dtype)
-    wrong_N = (logits_NV.argmax(-1) != target_N).to(loss_N.dtype)
+    # Likelier than the true token, or not, by the largest value alone: argmax takes fifteen times as long on a CPU.
+    wrong_N = (logits_NV.gather(1, target_N[:, None])[:, 0] < logits_NV.amax(-1)).to(loss_N.dtype)
     present_B, wrong_B = row_NB.sum(0) > 0, (wrong_N[:, None] * row_NB).sum(0) > 0
     nll_B = (loss_N[:, None] * row_NB).sum(0)
     return torch.stack([nll_B.sum(), (present_B & ~wrong_B).sum().float(), present_B.sum().float()]), nll_B

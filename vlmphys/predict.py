@@ -18,6 +18,7 @@ from vlmphys.asking import Asker, Asking, askings_of, files_of
 from vlmphys.calibration import read_calibration
 from vlmphys.dialogue import verdict_continuations
 from vlmphys.features import take_features
+from vlmphys.heap import keep_freed_memory
 from vlmphys.inference import Decoding, Judged, features_of, judge_askings
 from vlmphys.model import ModelFacts, load_model, load_tokenizer, read_facts, resolve_source
 from vlmphys.out_of_memory import halving
@@ -194,6 +195,7 @@ def predicted(predictor: Predictor, todo: dict[str, tuple[int, ...]], askings: S
 
 def load_network(source: Source, options: PredictOptions, device: torch.device, dtype: torch.dtype, tower: bool = True):
     """The network on the device, in evaluation mode; without `tower` it takes features in place of pixels."""
+    keep_freed_memory()
     four_bit_on = device if options.dtype == FOUR_BIT else None
     network = (load_run_model(source.run, dtype, four_bit_on, tower) if source.run
                else load_model(source.facts_from, dtype, four_bit_on, tower=tower))

@@ -11,6 +11,7 @@ import torch
 from torch import distributed
 
 from vlmphys.config import TrainConfig
+from vlmphys.heap import keep_freed_memory
 
 # How long ranks wait for one another. NCCL's own limit is 10 minutes, in which the first rank may still be hashing all packed data, writing
 # a checkpoint or a model of many GiB alone.
@@ -88,10 +89,12 @@ def connect(config: TrainConfig) -> World:
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    elif "OMP_NUM_THREADS" not in os.environ:
-        # Without this each rank would use every core, and two ranks would be slower than one.
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    else:
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            # Without this each rank would use every core, and two ranks would be slower than one.
+            local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     if size > 1 or config.engine in ("deepspeed", "fsdp"):
         if "MASTER_ADDR" not in os.environ:
             if size > 1:

@@ -19,7 +19,7 @@
     the decoder is ours, as many loading workers, the same trained weights, optimizer and clipping, no gradient through the towers;
     the clips' files are in the page cache.
 
-All three: one process, the same threads, clips, global batch, micro-batch and precision; (c) shuffles in an order of its own. Each round
+All three: one process, the same threads, heap settings (`vlmphys.heap`), clips, global batch, micro-batch and precision; (c) shuffles in an order of its own. Each round
 starts each of them anew, in an order that rotates, and counts from the end of the warm-up steps. A row after the table says what (b) gains
 when it takes the tower's features in place of pixels (data_prep/pack.py --features); the features are made before and not counted. On a machine that others use, seconds
 are worth nothing, and the ratios of one run a little.
@@ -148,9 +148,11 @@ def load_tuned(config, both_towers: bool):
     import torch
     from transformers import VideoLlavaForConditionalGeneration
 
+    from vlmphys.heap import keep_freed_memory
     from vlmphys.model import load_model, quiet_transformers, resolve_source
     from vlmphys.train import prepare_modes
     from vlmphys.tuning import tune
+    keep_freed_memory()
     dtype = torch.bfloat16 if config.bf16 else torch.float32
     if both_towers:
         with quiet_transformers():

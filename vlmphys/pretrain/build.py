@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from vlmphys.heap import keep_freed_memory
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.model import embed, tokens_per_frame
 from vlmphys.pretrain.language import IGNORE, DialogueWriter, train_language
@@ -62,6 +63,7 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     priors, parts_of = load_priors(categories), {category: load_mechanism(category).PARTS for category in categories}
     tokenizer = train_tokenizer(all_texts(priors) + vocabulary(categories, parts_of), config.vocab_size)
     torch.set_num_threads(config.workers)
+    keep_freed_memory()
     network = build_random(tiny_config(len(tokenizer), config.image_size, vision_hidden=config.vision_hidden, vision_layers=config.vision_layers,
                                        text_hidden=config.text_hidden, text_layers=config.text_layers), config.seed)
     network.set_attn_implementation("eager")  # on a CPU the faster one at this length
