@@ -13,8 +13,8 @@ makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to bo
 `text_metrics`, `explanations` (`sentences`), `llm_score`, `paeval_score`, `text_figures`, and the judge that they ask, `judge`
 (`judge_options`, `judge_local`, `judge_replies`); below it, and below `drafting`, stand `chat_client`, `chat_journal` and
 `chat_asking`. One clip at a time: `detector` (`windows`, `guessing`), `detect` (`watching`, `shown`). Before a run: `plan` (`cases`,
-`memory`, `duration`), `doctor`; these two, `export`, `calibrate` and `detect` are commands of `cli`. The simulated bench: `mechanisms`, `simulation`, `preview`; what it gives away:
-`cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
+`memory`, `duration`), `doctor`; these two, `export`, `calibrate` and `detect` are commands of `cli`. The simulated bench: `mechanisms`,
+`simulation`, `preview`; what it gives away: `cues`, `probing`. The tiny base that ships with the package: `tiny`, `pretrain`.
 """
 
 __version__ = "0.1.0"
