@@ -63,9 +63,10 @@ def shuffled(out: Path, packed: Path, seed: int) -> dict[str, float]:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(packed, partial)
         partial.rename(data)
-    command(sys.executable, "data_prep/pack.py", "--only", "dialogues", "--model", "tiny", "--out", data, "--seed", seed, "--shuffle-labels", seed + 1)
-    command("deepspeed", "--num_gpus", 1, "launch/train.py", "--config", "launch/recipes/quickstart.yaml", "--data", data, "--variant", "multi_turn",
-            "--out", out / "run", "--set", f"seed={seed}")
+    command(sys.executable, "data_prep/pack.py", "--only", "dialogues", "--model", "tiny", "--out", data, "--seed", seed,
+            "--shuffle-labels", seed + 1)
+    command("deepspeed", "--num_gpus", 1, "launch/train.py", "--config", "launch/recipes/quickstart.yaml", "--data", data,
+            "--variant", "multi_turn", "--out", out / "run", "--set", f"seed={seed}")
     command(sys.executable, "launch/predict.py", "--run", out / "run", "--data", data, "--split", "test", "--explain", "none",
             "--out", out / "predictions.jsonl")
     return score_predictions(out / "predictions.jsonl", out / "scores")
@@ -128,15 +129,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--controls", default="untrained,shuffled,wild", help="which of untrained, shuffled, wild to add; may be empty")
-    parser.add_argument("--full-seeds", type=int, default=3, metavar="N", help="the first N seeds train all three variants, the others multi_turn alone")
+    parser.add_argument("--full-seeds", type=int, default=3, metavar="N",
+                        help="the first N seeds train all three variants, the others multi_turn alone")
     options = parser.parse_args()
     out, seeds, controls = options.out.resolve(), [int(seed) for seed in options.seeds.split(",")], options.controls.split(",")
     full = seeds[:max(1, options.full_seeds)]
     for seed in seeds:
         quickstart(out / f"seed_{seed}", seed, ",".join(VARIANTS if seed in full else VARIANTS[:1]))
     first = out / f"seed_{seeds[0]}"
-    lines = [(f"{variant}, trained", [aurocs(out / f"seed_{seed}" / "scores" / "scores.json", variant) for seed in (seeds if variant == VARIANTS[0] else full)])
-             for variant in VARIANTS]
+    lines = [(f"{variant}, trained", [aurocs(out / f"seed_{seed}" / "scores" / "scores.json", variant)
+                                      for seed in (seeds if variant == VARIANTS[0] else full)]) for variant in VARIANTS]
     if "untrained" in controls:
         lines.append(("untrained base", [untrained(out / f"untrained_{seed}", out / f"seed_{seed}" / "packed") for seed in seeds]))
     if "shuffled" in controls:
