@@ -21,6 +21,7 @@ from vlmphys.records import stable_int
 
 SETTINGS_FILE = "simulation.json"
 SIZES = (32, 1080)
+CRF = (16, 30)              # x264's constant rate factor, finest and coarsest
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class SimulationConfig:
     size: int
     appearance: str
     seed: int
-    version: int = 1
+    version: int = 2
 
     @classmethod
     def create(cls, categories: str, clips_per_state: int, train_clips: int | None, size: int, appearance: str, seed: int) -> SimulationConfig:
@@ -122,13 +123,21 @@ def write_clip(job: ClipJob) -> int:
     clip = simulate_clip(load_mechanism(job.category), job.category, job.state, job.seed, job.appearance)
     job.path.parent.mkdir(parents=True, exist_ok=True)
     partial = job.path.with_suffix(".partial")
-    count = encode_h264(partial, clip.frames(job.size), job.size)
+    count = encode_h264(partial, clip.frames(job.size), job.size, encoder_crf(job.seed))
     job.path.with_suffix(".json").write_text(json.dumps(ground_truth(job, clip)) + "\n")
     os.replace(partial, job.path)
     return count
 
 
-def encode_h264(path: Path, frames, size: int) -> int:
+def encoder_crf(seed: int) -> int:
+    """The quality at which a clip is encoded, by lot as cameras differ: at one quality the bytes would tell how much moves, and so the label.
+
+    From the clip's seed alone, in a stream of its own: neither the state nor what a mechanism draws moves it.
+    """
+    return int(np.random.default_rng(stable_int("encoder", seed)).integers(CRF[0], CRF[1], endpoint=True))
+
+
+def encode_h264(path: Path, frames, size: int, crf: int) -> int:
     """Encode RGB frames as H.264 at 60 fps, one key frame at the start as x264 does by default. Returns how many there were."""
     count = 0
     with av.open(str(path), "w", format="mp4") as container:
@@ -136,7 +145,7 @@ def encode_h264(path: Path, frames, size: int) -> int:
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        stream.options = {"preset": "superfast", "crf": "20"}
+        stream.options = {"preset": "superfast", "crf": str(crf)}
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
             count += 1
@@ -145,9 +154,9 @@ def encode_h264(path: Path, frames, size: int) -> int:
 
 
 def ground_truth(job: ClipJob, clip: SimulatedClip) -> dict:
-    """Seed, parameters, the trajectory of every channel (one value a frame) and the seconds in which the fault shows."""
+    """Seed, encoder's quality, parameters, the trajectory of every channel (one value a frame) and the seconds in which the fault shows."""
     trajectory = clip.trajectory
     return {"category": job.category, "state": job.state, "seed": job.seed, "fps": FPS, "variant": clip.look.variant, "appearance": job.appearance,
-            "parameters": {name: round(float(value), 5) for name, value in trajectory.parameters.items()},
+            "crf": encoder_crf(job.seed), "parameters": {name: round(float(value), 5) for name, value in trajectory.parameters.items()},
             "fault_span_seconds": trajectory.fault_span_seconds,
             "trajectory": {name: np.round(values, 4).tolist() for name, values in trajectory.channels.items()}}

@@ -192,7 +192,9 @@ class TestFaultsChangeThePhysics:
         assert channels("slide", "derailment", seed)["tilt"][-1] > 0.3
         assert channels("slide", "ball_drop", seed)["ball_fall"][-1] > 0.3
         assert channels("clip", "unable_press", seed)["jaw"].max() < 0.2 < 0.5 < channels("clip", "anomaly_free", seed)["jaw"].max()
-        assert channels("clip", "unable_rebound", seed)["jaw"][-1] > 0.3 > 0.1 > channels("clip", "anomaly_free", seed)["jaw"][-1]
+        kept, sound = channels("clip", "unable_rebound", seed), channels("clip", "anomaly_free", seed)
+        assert kept["jaw"][-12:].min() > 0.3 > 0.1 > sound["jaw"][sound["finger"] < 0.1].min()
+        assert sound["jaw"].max() - sound["jaw"].min() > 0.5, "a whole cycle is in every clip"
 
     def test_servo_ball_and_band(self, seed):
         reach = {state: np.abs(channels("servo", state, seed)["horn"]).max() for state in ("angle_limited", "anomaly_free")}
@@ -200,10 +202,11 @@ class TestFaultsChangeThePhysics:
         assert abs(channels("servo", "centered_anomaly", seed)["horn"][-1]) > 0.35 > 0.1 > abs(channels("servo", "anomaly_free", seed)["horn"][-1])
         assert np.abs(channels("servo", "vibrate", seed)["case"]).max() > 0.04 > 0.02 > np.abs(channels("servo", "anomaly_free", seed)["case"]).max()
         sound, leaking, soft = (channels("ball", state, seed)["height"] for state in ("anomaly_free", "leak", "unfull"))
-        assert sound.min() > 0.8 * sound[0]
-        assert abs(sound[-1] - sound[0]) < 0.05 * sound[0]
-        assert leaking[-1] < 0.96 * leaking[0]
-        assert soft.min() < 0.75 * soft[0]
+        assert sound.min() > 0.8 * sound.max()
+        middle = len(sound) // 2
+        assert abs(sound[middle:].max() - sound[:middle].max()) < 0.05 * sound.max(), "round again in each half of the clip"
+        assert leaking[-middle:].max() < 0.97 * leaking[:middle].max()
+        assert soft.min() < 0.75 * soft.max()
         assert channels("rubber_band", "crack", seed)["gap"][-1] > 0.7
         assert channels("rubber_band", "anomaly_free", seed)["gap"].max() == 0.0
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vlmphys.files import clear_disk_errors
-from vlmphys.simulation import SimulationConfig, encode_h264, plan_clips, simulate_bench, write_clip
+from vlmphys.simulation import CRF, SimulationConfig, encode_h264, encoder_crf, plan_clips, simulate_bench, write_clip
 
 pytestmark = pytest.mark.unit
 
@@ -39,7 +39,7 @@ def test_a_clip_is_h264_at_60_fps_of_the_published_length_with_its_truth_beside_
         assert (stream.codec_context.name, stream.average_rate, stream.width, stream.height) == ("h264", 60, 32, 32)
         assert sum(1 for _ in container.decode(video=0)) == 180
     truth = json.loads(job.path.with_suffix(".json").read_text())
-    assert truth["state"] == "crack" and truth["seed"] == job.seed
+    assert truth["state"] == "crack" and truth["seed"] == job.seed and truth["crf"] == encoder_crf(job.seed)
     assert {len(values) for values in truth["trajectory"].values()} == {180}
     start, end = truth["fault_span_seconds"]
     assert 0 < start < end == 3.0
@@ -94,9 +94,26 @@ def test_a_full_disk_is_told_in_a_sentence_and_other_errors_are_not_hidden(tmp_p
             raise PermissionError(errno.EACCES, "Permission denied")
 
 
-def test_encoding_keeps_the_picture(tmp_path):
+def test_the_quality_of_encoding_hangs_on_the_seed_alone_and_covers_its_range_in_every_state(tmp_path):
+    jobs = plan_clips(tmp_path, small("fan", clips_per_state=120, train_clips=120))
+    for state in {job.state for job in jobs}:
+        drawn = [encoder_crf(job.seed) for job in jobs if job.state == state]
+        assert min(drawn) <= CRF[0] + 1 and max(drawn) >= CRF[1] - 1 and set(drawn) <= set(range(CRF[0], CRF[1] + 1))
+        assert abs(np.mean(drawn) - sum(CRF) / 2) < 2
+
+
+@pytest.mark.parametrize("crf", CRF)
+def test_encoding_keeps_the_picture(tmp_path, crf):
     gradient = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
-    assert encode_h264(tmp_path / "x.mp4", [gradient] * 3, 64) == 3
+    assert encode_h264(tmp_path / "x.mp4", [gradient] * 3, 64, crf) == 3
     with av.open(str(tmp_path / "x.mp4")) as container:
         decoded = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert np.abs(decoded.astype(int) - gradient).mean() < 6
+
+
+def test_a_coarser_quality_takes_fewer_bytes(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3)).astype(np.uint8)
+    for crf in CRF:
+        encode_h264(tmp_path / f"{crf}.mp4", noise, 64, crf)
+    fine, coarse = ((tmp_path / f"{crf}.mp4").stat().st_size for crf in CRF)
+    assert coarse < 0.8 * fine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import DT, FPS, driven, eased, per_frame, times
+from vlmphys.mechanisms.physics import DT, FPS, driven, per_frame, times, to_and_fro
 from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 240
@@ -16,22 +16,18 @@ PARTS = (Part("ball", "height", 0.2, 0.7), Part("side", "width", 0.4, 1.0), Part
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """Gas in a skin: the plate's force against pressure. leak: gas escapes while the pressure is up; unfull: too little gas from
-    the start. Such a ball is flat (visible in one frame)."""
+    """Gas in a skin: the plate's force against pressure, on and off, from any moment of its cycle. leak: gas escapes while the pressure is up;
+    unfull: too little gas from the start. Each shows in one frame where the plate is down: such a ball is flat (visible in one frame).
+    """
     instants, seconds = times(frames), frames / FPS
-    radius, delay = rng.uniform(0.48, 0.62), rng.uniform(0.1, 0.5)
+    radius = rng.uniform(0.44, 0.62)
     gas = rng.uniform(0.32, 0.5) if state == "unfull" else rng.uniform(0.93, 1.05)
-    squeezes = int(rng.integers(1, 3))
-    period = (seconds - delay - 0.2) / squeezes
-    knots, values = [], []
-    for index in range(squeezes):
-        begin = delay + index * period
-        knots += [begin, begin + period * 0.35, begin + period * 0.55, begin + period * 0.9]
-        values += [0.0, 1.0, 1.0, 0.0]
+    period = rng.uniform(1.6, 2.6)
+    push_share = to_and_fro(rng, instants, period, 0.0, 1.0)
     strength = rng.uniform(0.1, 0.15)
-    force = strength * eased(instants, knots, values)
-    leak_rate = rng.uniform(0.35, 0.7) if state == "leak" else 0.0
-    leak_from = delay + rng.uniform(0.0, 0.3) * (seconds - delay)
+    force = strength * np.clip((push_share - 0.45) / 0.55, 0.0, 1.0)  # the plate has a way to go before it touches
+    leak_rate = rng.uniform(0.8, 1.3) if state == "leak" else 0.0
+    leak_from = rng.uniform(0.0, 0.25) * seconds
     heights, widths, amounts = [], [], []
     for instant, push in zip(instants.tolist(), force.tolist()):
         if leak_rate and instant > leak_from:
@@ -42,11 +38,11 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     height = driven(full_radius * (1 - squeeze), 4.0, 0.9)
     heights = height.tolist()
     widths = full_radius * np.sqrt(full_radius / np.maximum(height, 0.1))
-    travel = eased(instants, knots, [0.92 if value == 0.0 else 0.0 for value in values])
+    travel = 0.92 * (1 - push_share)
     plate = np.maximum(np.array(heights), travel)
     span = None if state == "anomaly_free" else (leak_from if state == "leak" else 0.0, seconds)
     return Trajectory({"height": per_frame(height), "width": per_frame(widths), "plate": per_frame(plate)},
-                      {"radius": radius, "force": strength, "squeezes": squeezes, "gas_at_end": amounts[-1]}, span)
+                      {"radius": radius, "force": strength, "period": period, "gas_at_end": amounts[-1]}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:

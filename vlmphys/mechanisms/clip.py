@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import FPS, driven, eased, per_frame, times
+from vlmphys.mechanisms.physics import FPS, driven, per_frame, times, to_and_fro
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
@@ -15,27 +15,26 @@ PARTS = (Part("jaw", "jaw", 0.0, 0.9), Part("finger", "finger", 0.0, 1.0))
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The finger's force against the spring. unable_press: the pivot is seized; unable_rebound: the spring no longer pulls back, and the
-    jaw stays open (visible in one frame)."""
+    """The finger's force against the spring, on and off, from any moment of its cycle. unable_press: the pivot is seized; unable_rebound: the
+    spring no longer pulls back, and the jaw keeps the widest angle that it was pressed to (visible in one frame). The finger is away for
+    longer than it presses, so that a closed jaw in one frame says little.
+    """
     instants, seconds = times(frames), frames / FPS
-    opening, delay = rng.uniform(0.6, 0.85), rng.uniform(0.05, 0.3)
-    pressed = delay + rng.uniform(0.35, 0.6)
-    released = pressed + rng.uniform(0.1, 0.4)
-    lifted = min(released + rng.uniform(0.25, 0.45), seconds - 0.15)
-    press = eased(instants, [delay, pressed, released, lifted], [0.0, 1.0, 1.0, 0.0])
+    opening, period = rng.uniform(0.6, 0.85), rng.uniform(1.2, 1.6)
+    press = to_and_fro(rng, instants, period, 0.0, 1.0, hold_share=0.1, low_share=0.36)
     span = None
     if state == "unable_press":
         opening *= rng.uniform(0.0, 0.15)
-        span = (delay, released)
+        span = (float(instants[np.argmax(press > 0.3)]), seconds)
     command = opening * np.clip((press - 0.3) / 0.7, 0.0, 1.0)
     if state == "unable_rebound":
         rest = opening * rng.uniform(0.7, 1.0)
-        reached = np.maximum.accumulate(command)
-        command = np.where(instants > pressed, np.maximum(command, np.minimum(rest, reached)), command)
-        span = (released, seconds)
+        kept = np.maximum(command, np.minimum(rest, np.maximum.accumulate(command)))
+        span = (float(instants[np.argmax(kept > command + 0.02)]), seconds)
+        command = kept
     jaw = driven(command, rng.uniform(6.0, 9.0), rng.uniform(0.5, 0.9), lower=0.0)
     finger = np.minimum(press, 0.3 + 0.04) if state == "unable_press" else press
-    return Trajectory({"jaw": per_frame(jaw), "finger": per_frame(finger)}, {"opening": opening, "delay": delay, "released": released}, span)
+    return Trajectory({"jaw": per_frame(jaw), "finger": per_frame(finger)}, {"opening": opening, "period": period}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:

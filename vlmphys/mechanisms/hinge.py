@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, times
+from vlmphys.mechanisms.physics import FPS, driven, free_fall, per_frame, times, to_and_fro
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
@@ -15,22 +15,22 @@ PARTS = (Part("leaf", "leaf", 0.0, 2.5), Part("pin", "fall", 0.0, 1.0), Part("gr
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The leaf follows the gripper. angle_limited: a stop holds it early; falloff (visible in one frame): it leaves the pin and falls."""
+    """The leaf follows the gripper, open and closed, from any moment of its cycle. angle_limited: a stop holds it early; falloff (visible in
+    one frame): it leaves the pin while it opens, and falls."""
     instants, seconds = times(frames), frames / FPS
-    full, delay = rng.uniform(1.9, 2.4), rng.uniform(0.0, 0.25)
-    opened = delay + rng.uniform(0.55, 0.85)
-    held = opened + rng.uniform(0.0, 0.2)
-    command = eased(instants, [delay, opened, held, min(seconds, held + rng.uniform(0.5, 0.8))], [0.0, full, full, rng.uniform(0.0, 0.3)])
-    parameters, span = {"full_angle": full, "delay": delay}, None
+    full, period = rng.uniform(1.9, 2.4), rng.uniform(1.25, 1.7)
+    command = to_and_fro(rng, instants, period, rng.uniform(0.0, 0.2), full)
+    parameters, span = {"full_angle": full, "period": period}, None
     stop, fall = np.inf, np.zeros(len(instants))
     if state == "angle_limited":
         stop = full * rng.uniform(0.3, 0.58)
         parameters["stop_angle"] = stop
-        span = (float(instants[np.argmax(command > stop)]), float(held))
-    leaf = driven(command, rng.uniform(4.0, 6.0), rng.uniform(0.8, 1.1), upper=stop)
+        span = (float(instants[np.argmax(command > stop)]), seconds)
+    leaf = driven(command, rng.uniform(4.0, 6.0), rng.uniform(0.8, 1.1), start=min(command[0], stop), upper=stop)
     grip = np.minimum(command, stop + 0.12)
     if state == "falloff":
-        release = float(rng.uniform(delay + 0.25, held))
+        opening = (np.gradient(command) > 0) & (command > 0.15 * full) & (instants > 0.2) & (instants < seconds - 0.4)
+        release = float(rng.choice(instants[opening]))
         fall = free_fall(instants, release, rng.uniform(2.5, 5.0), 0.95)
         leaf = np.where(fall > 0, leaf[np.searchsorted(instants, release)] * np.exp(-fall), leaf)
         parameters["release_seconds"], span = release, (release, seconds)

@@ -29,6 +29,19 @@ def eased(instants: np.ndarray, knots_seconds: list[float], values: list[float])
     return command
 
 
+def to_and_fro(rng: np.random.Generator, instants: np.ndarray, period_seconds: float, low: float, high: float,
+               hold_share: float = 0.12, low_share: float | None = None) -> np.ndarray:
+    """A command that goes from `low` to `high` and back with cosine easing, again and again, begun anywhere in its period; it rests at both ends,
+    for `hold_share` of the period at `high` and for `low_share` (as long, where None) at `low`.
+
+    No frame's place says what the cycle has shown: with a clip longer than the period, both ends are in it.
+    """
+    move = (1.0 - hold_share - (hold_share if low_share is None else low_share)) / 2
+    phase = (instants / period_seconds + rng.random()) % 1.0
+    rise = np.clip(phase / move, 0.0, 1.0) - np.clip((phase - move - hold_share) / move, 0.0, 1.0)
+    return low + (high - low) * 0.5 * (1 - np.cos(np.pi * rise))
+
+
 def driven(command: np.ndarray, natural_hz: float, damping_ratio: float = 0.9, start: float | None = None,
            lower: np.ndarray | float = -np.inf, upper: np.ndarray | float = np.inf, force: np.ndarray | None = None) -> np.ndarray:
     """A mass on a spring whose other end follows `command`, between two inelastic stops: x'' = w^2 (c - x) - 2 z w x' + f.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import FPS, driven, eased, per_frame, times
+from vlmphys.mechanisms.physics import FPS, driven, per_frame, times, to_and_fro
 from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
@@ -15,20 +15,19 @@ PARTS = (Part("hook", "hook", 0.2, 0.9), Part("gap", "gap", 0.0, 1.0))
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The hooks part and come back. crack (visible in one frame): the band tears once its strain passes what the cracked
-    rubber bears; the ends spring back."""
+    """The hooks part and come back, from any moment of their cycle. crack (visible in one frame): while it is pulled, the band tears at the strain
+    that the cracked rubber still bears, in the first pull or a later one; the ends spring back."""
     instants, seconds = times(frames), frames / FPS
-    slack, stretch, delay = rng.uniform(0.28, 0.36), rng.uniform(0.7, 0.85), rng.uniform(0.1, 0.5)
-    out = delay + rng.uniform(0.9, 1.2)
-    back = min(seconds, out + rng.uniform(0.1, 0.4) + rng.uniform(0.7, 1.0))
-    hook = driven(eased(instants, [delay, out, out + 0.1, back], [slack, stretch, stretch, slack]), 5.0)
+    slack, stretch, period = rng.uniform(0.28, 0.36), rng.uniform(0.7, 0.85), rng.uniform(1.5, 2.4)
+    hook = driven(to_and_fro(rng, instants, period, slack, stretch), 5.0)
     gap, span = np.zeros(len(instants)), None
     if state == "crack":
-        limit = slack + (stretch - slack) * rng.uniform(0.3, 0.9)
-        torn = float(instants[np.argmax(hook > limit)])
+        strain = (hook - slack) / (stretch - slack)
+        pulled = (np.gradient(hook) > 0) & (strain > 0.3) & (strain < 0.9) & (instants > 0.2) & (instants < seconds - 0.3)
+        torn = float(rng.choice(instants[pulled]))
         gap = driven(np.where(instants >= torn, rng.uniform(0.75, 0.95), 0.0), rng.uniform(5.0, 8.0), 0.7, lower=0.0, upper=1.0)
         span = (torn, seconds)
-    return Trajectory({"hook": per_frame(hook), "gap": per_frame(gap)}, {"slack": slack, "stretch": stretch, "delay": delay}, span)
+    return Trajectory({"hook": per_frame(hook), "gap": per_frame(gap)}, {"slack": slack, "stretch": stretch, "period": period}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:

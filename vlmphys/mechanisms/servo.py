@@ -15,28 +15,30 @@ PARTS = (Part("horn", "horn", -1.6, 1.6), Part("case", "case", -0.14, 0.14))
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """A position loop follows the command. angle_limited: stops on both sides; centered_anomaly: it rests off
-    centre (visible in one frame, at the end); vibrate: the case and horn are driven to shake."""
+    """A position loop follows the command. angle_limited: stops on both sides; centered_anomaly: it rests off centre (visible in one
+    frame, the last); vibrate: the case and horn are driven to shake.
+    """
     instants, seconds = times(frames), frames / FPS
     full, side, delay = rng.uniform(1.15, 1.4), rng.choice((-1.0, 1.0)), rng.uniform(0.0, 0.15)
-    first = delay + rng.uniform(0.32, 0.45)
-    second = first + rng.uniform(0.5, 0.65)
-    home = second + rng.uniform(0.32, 0.42)
-    centre = side * rng.choice((-1.0, 1.0)) * rng.uniform(0.42, 0.75) if state == "centered_anomaly" else 0.0
-    command = eased(instants, [delay, first, first + 0.08, second, second + 0.08, home], [centre, side * full, side * full, -side * full, -side * full, centre])
+    begin = rng.uniform(-0.8, 0.8)
+    spans = rng.uniform((0.25, 0.1, 0.4, 0.1, 0.28), (0.5, 0.25, 0.65, 0.25, 0.42))
+    first, left, second, turned, home = delay + np.cumsum(spans * min(1.0, 1.5 / spans.sum()))
+    centre = side * rng.choice((-1.0, 1.0)) * rng.uniform(0.42, 0.75) if state == "centered_anomaly" else rng.uniform(-0.08, 0.08)
+    command = eased(instants, [delay, first, left, second, turned, home], [begin, side * full, side * full, -side * full, -side * full, centre])
     stop, span = np.inf, None
     if state == "angle_limited":
         stop = full * rng.uniform(0.35, 0.6)
         span = (float(instants[np.argmax(np.abs(command) > stop)]), home)
     if state == "centered_anomaly":
         span = (home, seconds)
-    horn = driven(command, rng.uniform(5.0, 7.5), rng.uniform(0.7, 1.0), lower=-stop, upper=stop)
+    horn = driven(command, rng.uniform(5.0, 7.5), rng.uniform(0.7, 1.0), start=float(np.clip(begin, -stop, stop)), lower=-stop, upper=stop)
     case = shaking(rng, instants, rng.uniform(0.0, 0.005), 5.0, 11.0)
     if state == "vibrate":
         case = shaking(rng, instants, rng.uniform(0.07, 0.11), 5.0, 11.0)
         horn = horn + shaking(rng, instants, rng.uniform(0.15, 0.3), 5.0, 11.0)
         span = (0.0, seconds)
-    return Trajectory({"horn": per_frame(horn), "case": per_frame(case)}, {"full_angle": full, "first_side": side, "delay": delay, "centre": centre}, span)
+    return Trajectory({"horn": per_frame(horn), "case": per_frame(case)},
+                      {"full_angle": full, "first_side": side, "delay": delay, "centre": centre}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import FPS, driven, eased, free_fall, per_frame, times
+from vlmphys.mechanisms.physics import FPS, driven, free_fall, per_frame, times, to_and_fro
 from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 120
@@ -16,20 +16,18 @@ PARTS = (Part("carriage", "carriage", 0.0, 1.0), Part("tilt", "tilt", 0.0, 0.6),
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The carriage follows the pusher. jam: it meets a stop; derailment: it leaves the rail and tips; ball_drop: the ball rolls
-    out and falls (both visible in one frame)."""
+    """The carriage follows the pusher, to and fro, from any moment of its cycle. jam: it meets a stop; derailment: it leaves the rail and tips;
+    ball_drop: the ball rolls out and falls (both visible in one frame)."""
     instants, seconds = times(frames), frames / FPS
-    travel, delay = rng.uniform(0.82, 1.0), rng.uniform(0.0, 0.25)
-    there = delay + rng.uniform(0.65, 0.9)
-    back = min(seconds, there + rng.uniform(0.6, 0.85))
-    command = eased(instants, [delay, there, back], [rng.uniform(0.0, 0.08), travel, rng.uniform(0.0, 0.2)])
-    parameters, span = {"travel": travel, "delay": delay}, None
+    travel, period = rng.uniform(0.82, 1.0), rng.uniform(1.25, 1.7)
+    command = to_and_fro(rng, instants, period, rng.uniform(0.0, 0.08), travel, hold_share=0.1, low_share=0.34)
+    parameters, span = {"travel": travel, "period": period}, None
     stop, tilt, fall = np.inf, np.zeros(len(instants)), np.zeros(len(instants))
-    moment = float(rng.uniform(delay + 0.25, there + 0.3))
+    moment = float(rng.uniform(0.25, seconds - 0.4))
     if state == "jam":
         stop = travel * rng.uniform(0.2, 0.6)
-        span = (float(instants[np.argmax(command > stop)]), there)
-    carriage = driven(command, rng.uniform(4.0, 6.0), rng.uniform(0.8, 1.1), upper=stop)
+        span = (float(instants[np.argmax(command > stop)]), seconds)
+    carriage = driven(command, rng.uniform(4.0, 6.0), rng.uniform(0.8, 1.1), start=min(command[0], stop), upper=stop)
     pusher = np.minimum(command, stop + 0.03)
     if state == "derailment":
         target = np.where(instants >= moment, rng.uniform(0.4, 0.55), 0.0)
