@@ -144,20 +144,41 @@ def test_a_folder_a_list_and_what_cannot_be_judged(run, videos, tmp_path, capsys
     assert [Path(row["source"]).parent.name for row in lines(capsys.readouterr().out)] == ["anomaly_free", "stuck", "train"]
     hostile = Path(shutil.copy(videos / "fan/train/0000.mp4", tmp_path / "<script>alert(1)<\x1b>.mp4"))
     text, cut = tmp_path / "text.mp4", tmp_path / "cut.mp4"
+    unheard = ("nul\0.mp4", "long" * 100 + ".mp4", "latin\udcff.mp4")
     text.write_text("no video\n")
     cut.write_bytes(hostile.read_bytes()[:900])
-    given = "\n".join(map(str, (hostile, text, cut, tmp_path / "none.mp4"))) + "\n\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    given = "\n".join(map(str, (*unheard, hostile, text, cut, tmp_path / "none.mp4"))) + "\n\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode(errors="surrogateescape")), encoding="utf-8"))
     assert detect(run, "-", "--category", "auto", "--json", "--html", tmp_path / "page.html") == 2
     captured = capsys.readouterr()
-    found = lines(captured.out)
+    refused, found = lines(captured.out)[:3], lines(captured.out)[3:]
+    assert [row["source"] for row in refused] == list(unheard) and all("cannot be opened" in row["error"] for row in refused)
     assert found[0]["category"] in ("fan", "hinge") and 0.5 <= found[0]["category_probability"] <= 1 and found[0]["reason"]
     assert [("error" in row) for row in found] == [False, True, True, True] and "No such file" in found[3]["error"]
-    assert captured.err.count("error: ") == 3 and "Traceback" not in captured.err
+    assert captured.err.count("error: ") == 6 and "Traceback" not in captured.err
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;alert" in page and "<script>alert" not in page and page.count("data:image/jpeg;base64,") == 1
-    assert page.count(">not judged<") == 3 and "4 clips: 1 normal, 3 not judged" in page and "http" not in page.replace("http-equiv", "")
+    assert page.count(">not judged<") == 6 and "7 clips: 1 normal, 6 not judged" in page and "http" not in page.replace("http-equiv", "")
     assert detect(run, hostile, "--category", "fan") == 0 and "\x1b<" not in capsys.readouterr().out
+    for nothing in (io.StringIO("\n"), None):
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert detect(run, "-", "--category", "fan", "--html", tmp_path / "none.html") == 2
+        assert "no path came on standard input" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
+
+
+def test_a_folder_of_pictures_is_one_clip_and_a_link_leads_nowhere_twice(run, tmp_path, capsys):
+    from PIL import Image
+    clip = encode_clip(tmp_path / "clips/a.mp4", frames=12, height=48, width=64)
+    (tmp_path / "clips/again").symlink_to(".")
+    (tmp_path / "frames").mkdir()
+    for number, picture in enumerate(decode_all(clip)):
+        Image.fromarray(picture).save(tmp_path / f"frames/frame_{number:04d}.png")
+    common = ("--category", "fan", "--json", "--explain", "none")
+    assert detect(anomalous_from(run, 1e3), tmp_path / "clips", *common) == 0
+    [filmed] = lines(capsys.readouterr().out)
+    assert detect(run, tmp_path / "frames", *common) == 0
+    [row] = lines(capsys.readouterr().out)
+    assert row["score"] == filmed["score"] and row["frames"] == filmed["frames"] and row["seconds"] == [None] * 8
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
