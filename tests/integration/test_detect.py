@@ -201,6 +201,37 @@ def test_a_missing_run_and_a_category_without_a_prior_are_one_sentence(run, vide
     assert "not trained on 'gear', only on fan, hinge" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"dtype": "int8"}, "--dtype int8: auto, fp32, bf16, 4bit are allowed"), ({"device": "tpu"}, "--device tpu: auto, cpu, cuda are allowed"),
+    ({"dtype": "4bit"}, "--dtype 4bit needs a CUDA GPU")])
+def test_a_detector_on_what_is_not_there_is_refused(run, options, sentence):
+    from vlmphys import Detector
+    with pytest.raises(ValueError, match=sentence):
+        Detector(run, **{"device": "cpu", **options})
+
+
+def test_a_detector_refuses_another_word_and_goes_on_where_memory_does_not_do_for_all_windows(run, tmp_path, monkeypatch):
+    import torch
+
+    import vlmphys.detector
+    from vlmphys import Detector
+    clip = encode_clip(tmp_path / "a.mp4", frames=60, height=48, width=64, rate=5)
+    detector, real, sizes = Detector(run, device="cpu"), vlmphys.detector.judge_batch, []
+    with pytest.raises(ValueError, match="explain='some': all, anomalous, none are allowed"):
+        detector.detect(clip, "fan", explain="some")
+    whole = detector.detect_windows(clip, "fan", 4, 2, explain="none")
+
+    def judge(network, facts, prompts, *more, **options):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(network, facts, prompts, *more, **options)
+    monkeypatch.setattr(vlmphys.detector, "judge_batch", judge)
+    found = detector.detect_windows(clip, "fan", 4, 2, explain="none")
+    assert [moment.score for moment in found.timeline] == pytest.approx([moment.score for moment in whole.timeline], abs=1e-4)
+    assert sizes == [5, 2, 2, 1]
+
+
 def test_a_reader_that_has_gone_ends_it_in_silence(run, videos, monkeypatch, capsys):
     reading, writing = os.pipe()
     os.close(reading)
