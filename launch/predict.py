@@ -45,8 +45,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def ranks() -> dict[str, int]:
     """This process among those that a launcher started: its number, how many they are, and its number on this machine."""
-    found = {name: int(os.environ.get(key, default)) for name, key, default in
-             (("rank", "RANK", 0), ("ranks", "WORLD_SIZE", 1), ("local_rank", "LOCAL_RANK", 0))}
+    found = {}
+    for name, key, default in (("rank", "RANK", "0"), ("ranks", "WORLD_SIZE", "1"), ("local_rank", "LOCAL_RANK", "0")):
+        text = os.environ.get(key, default)
+        if not text.isdecimal():
+            raise ValueError(f"{key} is {text!r} in the environment: start the ranks with `deepspeed` or `torchrun`, or unset it")
+        found[name] = int(text)
     if not 0 <= found["rank"] < found["ranks"]:
         raise ValueError(f"RANK is {found['rank']} and WORLD_SIZE {found['ranks']}: start the ranks with `deepspeed` or `torchrun`, or unset both")
     return found
@@ -64,8 +68,9 @@ def main() -> int:
     """0: every clip of this process has its row; 2: something is wrong, as one message says; 130: interrupted."""
     arguments = vars(parse())
     arguments.pop("local_rank")
-    rank = int(os.environ.get("RANK", 0))
+    rank = os.environ.get("RANK", "0")
     from rich.console import Console
+    from safetensors import SafetensorError
     from transformers.utils import logging
     logging.set_verbosity_error()  # the image tower's weights are not loaded, on purpose: no need to report them
     logging.disable_progress_bar()
@@ -74,8 +79,10 @@ def main() -> int:
         share_cores()
         lists = {key: tuple(arguments.pop(key)) for key in ("variant", "ground")}
         predict(PredictOptions(**arguments, **lists, **ranks()), Console())
-    except ValueError as error:
-        print(f"{f'rank {rank}: ' if rank else ''}error: {error}", file=sys.stderr)
+    except (ValueError, OSError, SafetensorError) as error:
+        cure = ("; the rows written so far are kept: correct this (a full disk, a folder that may not be written, a file that is missing) and run "
+                "the same command again" if isinstance(error, OSError) else "")
+        print(f"{'' if rank == '0' else f'rank {rank}: '}error: {error}{cure}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: the rows written so far are kept, run the same command again to go on", file=sys.stderr)

@@ -304,7 +304,7 @@ def read_calibration(run_folder: Path, model_fingerprint: str) -> Calibration:
         fitted_to, version = stored["fitted_on"]["model_fingerprint"], stored["version"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no calibration ({json.dumps(str(error))}): {CALIBRATE_AGAIN}") from error
-    if version != VERSION or not found.temperature > 0 or not math.isfinite(found.threshold):
+    if version != VERSION or not 0 < found.temperature < math.inf or not math.isfinite(found.threshold):
         raise ValueError(f"{path} is of version {version!r} with temperature {found.temperature:g} and threshold {found.threshold:g}, which "
                          f"cannot be used here: {CALIBRATE_AGAIN}")
     if fitted_to != model_fingerprint:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 from vlmphys.detector import AUTO, Detection, Detector
 from vlmphys.files import check_target, write_atomic, writing
@@ -15,6 +18,7 @@ from vlmphys.layout import video_paths
 from vlmphys.predictions import Explain
 from vlmphys.records import VIDEO_SUFFIXES, Verdict
 from vlmphys.shown import NOT_JUDGED, Refused, card_html, page, panel, plain, summary
+from vlmphys.sources import PICTURE_SUFFIXES
 from vlmphys.video import VideoError
 from vlmphys.watching import watch
 
@@ -132,22 +136,38 @@ def say(found: Detection | Refused, as_json: bool, console) -> None:
     elif isinstance(found, Detection):
         console.print(panel(found))
     if isinstance(found, Refused):
-        print(f"error: {found.source}: {found.error}", file=sys.stderr, flush=True)
+        print(f"error: {plain(found.source)}: {plain(found.error)}", file=sys.stderr, flush=True)
 
 
-def paths_of(target: str, lines: Callable[[], Iterator[str]] = lambda: iter(sys.stdin)) -> Iterator[Path]:
-    """The clips of a file, a folder (and its folders, sorted), or `-`: one path a line, each as soon as it is there.
+def paths_of(target: str) -> Iterator[Path]:
+    """The clips of a file, a folder (and its folders, sorted), or `-`: one path a line, each as soon as it is there. A folder that holds pictures
+    and no video is one clip.
 
-    Raises ValueError for a path that does not exist and for a folder without videos.
+    Raises ValueError for a path that does not exist, for a folder without videos, and, at its end, for a standard input without a path.
     """
     if target == STDIN:
-        return (Path(line.rstrip("\r\n")) for line in lines() if line.strip())
+        return _paths_of_stream(sys.stdin)
     path = Path(target).expanduser()
     if not path.exists():
         raise ValueError(f"{target}: no such file or folder; give a clip, a folder of clips, or - for paths on standard input")
     if not path.is_dir():
         return iter([path])
     found = sorted(video_paths(path))
+    if not found and any(name.lower().endswith(PICTURE_SUFFIXES) for name in os.listdir(path)):
+        return iter([path])
     if not found:
         raise ValueError(f"{target}: this folder holds no clip ({', '.join(VIDEO_SUFFIXES)})")
     return iter(found)
+
+
+def _paths_of_stream(stream: TextIO | None) -> Iterator[Path]:
+    """One path a line; empty lines are passed over."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="surrogateescape")        # a name need not be UTF-8, and one that is not must not end the stream
+    found = False
+    for line in stream or ():      # None: it was closed
+        if line.strip():
+            found = True
+            yield Path(line.rstrip("\r\n"))
+    if not found:
+        raise ValueError("no path came on standard input: give one clip a line, or a FILE or FOLDER in place of -")

@@ -19,17 +19,16 @@ from vlmphys.dialogue import tokenize_dialogue, verdict_continuations
 from vlmphys.files import read_json
 from vlmphys.frame_rules import frame_indices
 from vlmphys.guessing import Guess, guess_category
-from vlmphys.heap import keep_freed_memory
 from vlmphys.inference import Judged, judge_batch
 from vlmphys.model import load_tokenizer, normalise_frames, read_facts, video_features
 from vlmphys.pixels import fit_frames
-from vlmphys.predict import PredictOptions, device_and_dtype, find_source, last_answer
+from vlmphys.out_of_memory import halving
+from vlmphys.predict import PredictOptions, device_and_dtype, find_source, last_answer, load_network
 from vlmphys.predictions import Explain
 from vlmphys.priors import NORMAL_STATE, Prior, known_categories, load_prior, load_priors
 from vlmphys.prompts import SYSTEM, dialogue_text
 from vlmphys.records import Variant, nearest
 from vlmphys.regions import EVERY, Regions, cut, region_of
-from vlmphys.runs import load_run_model
 from vlmphys.video import DecodedClip, Shape, read_picked
 from vlmphys.windows import Window, read_windows
 
@@ -79,9 +78,11 @@ class Detection:
 
 
 class Detector:
-    """A finished run, loaded once. `priors`: a folder of one's own, as in training; `device`: `auto`, `cpu` or `cuda`.
+    """A finished run, loaded once. `priors`: a folder of one's own, as in training; `device`: `auto`, `cpu` or `cuda`; `dtype`: `auto` (bf16 on a
+    GPU, fp32 on a CPU), `fp32`, `bf16`, or `4bit` on a GPU.
 
-    Raises ValueError for a folder that is no finished run, weights that cannot be read, and a calibration of other weights.
+    Raises ValueError for a folder that is no finished run, weights that cannot be read, a calibration of other weights, and a device or a dtype
+    that this machine has not.
     """
 
     def __init__(self, run: str | Path, priors: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> None:
@@ -103,8 +104,7 @@ class Detector:
         self.tokenizer = load_tokenizer(source.facts_from)
         self.facts = read_facts(source.facts_from, self.tokenizer)
         self.continuations = verdict_continuations(self.tokenizer)
-        keep_freed_memory()
-        self.network = load_run_model(source.run, precision).to(place).eval()
+        self.network = load_network(source, options, place, precision)
         self._prompts: dict[str, _Prompt] = {}
         self._candidates: dict[str, Prior] | None = None
 
@@ -125,12 +125,13 @@ class Detector:
 
         Raises VideoError (a ValueError) with the reason for a file that is no usable video, and ValueError as `check_category`.
         """
+        explain = _explain(explain)
         self.check_category(category)
         settings = self.frame_settings
         clip = read_picked(path, lambda n_frames: frame_indices(n_frames, settings["frames"], settings["rule"]), shape=self._shape(category))
         pictures_THWC = clip.frames_THWC
         category, sure = self._category(category, pictures_THWC)
-        judged = self._judge(category, [pictures_THWC], Explain(explain))[0]
+        judged = self._judge(category, [pictures_THWC], explain)[0]
         seconds = tuple(round(int(number) / clip.fps, 3) if clip.fps else None for number in clip.frame_index)
         return self._detection(path, category, sure, judged, clip.frame_index, seconds, pictures_THWC)
 
@@ -140,6 +141,7 @@ class Detector:
 
         A category is guessed once, on the first window. Raises ValueError as `detect`, and for windows that hold too few frames.
         """
+        explain = _explain(explain)
         self.check_category(category)
         settings = self.frame_settings
         windows = read_windows(path, window_seconds, stride_seconds, settings["rule"], settings["frames"], self._shape(category))
@@ -153,7 +155,7 @@ class Detector:
                 if best is None or judged.score > best[1].score:
                     best = window, judged
         window, judged = best
-        if Explain(explain).wants(judged.verdict):
+        if explain.wants(judged.verdict):
             # Alone, its score can differ in the last digits from that in the batch: the timeline's is kept.
             judged = replace(judged, generated=self._judge(category, [window.clip.frames_THWC], Explain.ALL)[0].generated)
         found = self._detection(path, category, sure, judged, window.clip.frame_index, tuple(window.seconds_T.round(3).tolist()),
@@ -173,8 +175,11 @@ class Detector:
 
     def _judge(self, category: str, clips: Sequence[np.ndarray], explain: Explain) -> list[Judged]:
         prompt = self._prompt(category).ids
-        judged = judge_batch(self.network, self.facts, [prompt] * len(clips), np.stack(clips), self.continuations,
-                             self.tokenizer.eos_token_id, explain, threshold=self.calibration.threshold)
+        # Where a GPU's memory does not do for all of them, half as many are judged at a time.
+        parts = halving(len(clips), lambda smaller: None)(len(clips), lambda start, stop: judge_batch(
+            self.network, self.facts, [prompt] * (stop - start), np.stack(clips[start:stop]), self.continuations, self.tokenizer.eos_token_id,
+            explain, threshold=self.calibration.threshold))
+        judged = [one for part in parts for one in part]
         if not all(math.isfinite(one.score) for one in judged):
             raise ValueError(f"{self.label} gives a score that is no number: its weights are damaged, or --dtype fp32 is needed")
         return judged
@@ -221,6 +226,12 @@ class _Prompt:
 
     ids: list[int]
     given: list[int]
+
+
+def _explain(given: Explain | str) -> Explain:
+    if given not in list(Explain):
+        raise ValueError(f"explain={given!r}: {', '.join(Explain)} are allowed")
+    return Explain(given)
 
 
 def _batches(windows: Iterator[Window], size: int) -> Iterator[list[Window]]:

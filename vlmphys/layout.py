@@ -119,13 +119,19 @@ def video_paths(root: Path) -> list[Path]:
 
 
 def _clip_paths(root: Path) -> tuple[list[Path], list[Path]]:
-    """Names that end like a video, and the folders below `<category>/<train or test>/frames`, which are not looked into."""
+    """Names that end like a video, and the folders below `<category>/<train or test>/frames`, which are not looked into. Links are followed, but
+    not back to a folder that one stands in: the same clips would be found again and again."""
     found, frame_folders = [], []
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_back(Path(folder, name))]
         found += [Path(folder, name) for name in names if not name.startswith(".") and name.lower().endswith(VIDEO_SUFFIXES)]
         parts = Path(folder).relative_to(root).parts
         if len(parts) == 3 and parts[1] in (TRAIN_FOLDER, TEST_FOLDER) and parts[2] == FRAMES_FOLDER:
             frame_folders += [Path(folder, name) for name in subfolders]
             subfolders[:] = []
     return found, frame_folders
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it stands in itself."""
+    return folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))

@@ -31,6 +31,7 @@ from vlmphys.shards import ClipRow, DialogueRow, Packed, open_packed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "4bit": torch.bfloat16}
 FOUR_BIT = "4bit"
+DEVICES = ("auto", "cpu", "cuda")
 CACHE_BYTES = 4 << 30
 MOST_CLIPS_A_BATCH = 32
 
@@ -246,6 +247,9 @@ def device_and_dtype(options: PredictOptions) -> tuple[torch.device, torch.dtype
     """`auto`: the GPU in bf16 where there is one, else the CPU in fp32."""
     if (options.batch_size is not None and options.batch_size < 1) or options.max_new_tokens < 1:
         raise ValueError(f"--batch-size {options.batch_size} and --max-new-tokens {options.max_new_tokens} must be at least 1")
+    for option, value, allowed in (("--device", options.device, DEVICES), ("--dtype", options.dtype, ("auto", *DTYPES))):
+        if value not in allowed:
+            raise ValueError(f"{option} {value}: {', '.join(allowed)} are allowed")
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no usable GPU; leave --device out")

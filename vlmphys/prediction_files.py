@@ -192,8 +192,10 @@ class SharedFile:
         self.done.add(row.clip_id)
 
     def __exit__(self, *_) -> None:
-        self._writer.close()
-        self._leave(merge=True)
+        try:
+            self._writer.close()
+        finally:                # what could not be written before, on a full disk say, cannot be now
+            self._leave(merge=True)
 
     def _join(self) -> None:
         """Become one of those who write, for which a shared lock stands; where nobody else is one, merge first what an earlier launch left."""
@@ -220,11 +222,13 @@ class SharedFile:
         """Stop being one of those who write; the last one merges, and takes the lock's file away, and a folder that was made for nothing."""
         if self._lock is not None:
             # The shared lock is given up even where this fails: of several that leave, the last to ask finds no other.
-            if self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
-                if merge:
-                    self.rows = self._merge() or len(self.done)
-                Path(self._lock.name).unlink(missing_ok=True)
-            self._lock.close()
+            try:
+                if self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    if merge:
+                        self.rows = self._merge() or len(self.done)
+                    Path(self._lock.name).unlink(missing_ok=True)
+            finally:
+                self._lock.close()
         if self._made:
             with suppress(OSError):
                 self.path.parent.rmdir()

@@ -76,7 +76,8 @@ def window_text(found: Detection) -> str:
     if not found.timeline:
         return ""
     highest = max(found.timeline, key=lambda moment: moment.score)
-    return f", the highest of {len(found.timeline)} windows, {highest.start_seconds:.1f} to {highest.stop_seconds:.1f} s"
+    windows = f"the highest of {len(found.timeline)} windows" if len(found.timeline) > 1 else "of its one window"
+    return f", {windows}, {highest.start_seconds:.1f} to {highest.stop_seconds:.1f} s"
 
 
 def summary(found: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ Shape suffixes: T frames, H W pixels, C colour channels (RGB).
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def read_picked(path: str | Path, pick: Pick, reader: str = "auto", threads: int
     if reader not in READERS:
         raise ValueError(f"reader {reader!r}: must be one of {', '.join(READERS)}")
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):     # unlike Path.is_dir false, and no error, for a name that is too long or in a folder that may not be read
         return _read_folder(path, pick, shape)
     check_regular(path)
     if reader == "decord":
@@ -87,8 +88,8 @@ def read_picked(path: str | Path, pick: Pick, reader: str = "auto", threads: int
 def check_regular(path: Path) -> None:
     try:
         facts = path.stat()
-    except OSError as error:
-        raise VideoError(f"cannot be opened: {error.strerror}") from error
+    except (OSError, ValueError) as error:      # ValueError: a NUL in the name
+        raise VideoError(f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(facts.st_mode):
         raise VideoError("is not a regular file")
     if facts.st_size == 0:

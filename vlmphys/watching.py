@@ -61,7 +61,10 @@ class Journal:
             for number, line in enumerate(stream, start=1):
                 if not line.endswith(b"\n"):
                     break
-                row = json_object(line, self.path, number)
+                try:
+                    row = json_object(line, self.path, number)
+                except ValueError as error:
+                    raise ValueError(f"{self.path}:{number} is no line of a watched folder's journal: give another --state") from error
                 if row.get("asked") != self.asked:
                     raise ValueError(f"{self.path}:{number} was judged by {row.get('asked')!r}, this is {self.asked!r}: give another --state, "
                                      "or move that file away to judge all clips again")
@@ -73,12 +76,22 @@ class Journal:
         return whole
 
     def append(self, clip: str, mark: Mark, found: Found) -> None:
-        """Write one line, whole and durable."""
+        """Write one line, whole and durable. Raises ValueError where the file was moved or removed meanwhile: after a restart nothing would be
+        known of what is written into it."""
+        self.check()
         row = {"clip": clip, "size": mark[0], "mtime_ns": mark[1], "asked": self.asked, **found.as_json()}
         self._stream.write(json.dumps(row).encode() + b"\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self.done[clip] = mark
+
+    def check(self) -> None:
+        """Raise ValueError where the file of that name is not this one any more."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._stream.fileno()), os.stat(self.path)):
+                return
+        raise ValueError(f"{self.path} was moved or removed while it was in use: put it back, or start again, which judges all clips anew that "
+                         "have no line in it")
 
     def __enter__(self) -> Journal:
         return self
@@ -125,7 +138,7 @@ def watch(folder: Path, state: Path | None, asked: str, judge: Callable[[Path], 
 
     `asked` says by which model and for which category, and must be that of the journal. A clip that changes or vanishes while it is judged
     is not recorded: it waits anew. `ready` is called once the journal is this process's own. Raises ValueError for a folder or a journal that
-    cannot be used.
+    cannot be used, also where one of them goes away meanwhile.
     """
     if not folder.is_dir():
         raise ValueError(f"--watch {folder}: no such folder; make it first")
@@ -134,6 +147,9 @@ def watch(folder: Path, state: Path | None, asked: str, judge: Callable[[Path], 
         ready()
         busy = time.monotonic()
         while True:
+            if not folder.is_dir():
+                raise ValueError(f"--watch {folder}: the folder is gone; make it again, or mount its disk, and start again")
+            journal.check()
             for clip, mark in clips.at_rest(journal.done):
                 found = judge(folder / clip)
                 if mark_of(folder / clip) == mark:

@@ -15,7 +15,7 @@
 All with the same threads, precision and clips. What a model writes that was never tuned ends anywhere, so in (a) and (b) the length of an answer is
 fixed: that of the clips' own reference answers (verdict and reason), on average, or --answer-tokens; (b) writes the part after the
 verdict. Each round measures every side in an order that rotates; medians are printed, and the ratios b/a, c/a, c/floor of these beside their
-targets (5, 15, 0.8). Prompts of (a) are shorter than ours, which hold the grounding: that is in its favour.
+targets (5, 15, 0.8). Exit status 0: all of these are met. Prompts of (a) are shorter than ours, which hold the grounding: that is in its favour.
 """
 
 from __future__ import annotations
@@ -170,10 +170,13 @@ def main() -> int:
           f"answers of {sides.length} tokens")
     for name, text in (("a", "(a) peers' way"), ("b", "(b) with explanations"), ("c", "(c) scores only"), ("floor", "floor")):
         print(f"{text:24s} {medians[name]:8.2f} clips/s   (rounds {', '.join(f'{rate:.2f}' for rate in rates[name])})")
+    missed = 0
     for ratio, target in TARGETS.items():
         first, _, second = ratio.partition("/")
-        print(f"{ratio:8s} {medians[first] / medians[second]:6.2f}   target {target:g}")
-    return 0
+        found = medians[first] / medians[second]
+        missed += found < target
+        print(f"{ratio:8s} {found:6.2f}   target {target:g}")
+    return int(missed > 0)
 
 
 if __name__ == "__main__":

@@ -144,20 +144,41 @@ def test_a_folder_a_list_and_what_cannot_be_judged(run, videos, tmp_path, capsys
     assert [Path(row["source"]).parent.name for row in lines(capsys.readouterr().out)] == ["anomaly_free", "stuck", "train"]
     hostile = Path(shutil.copy(videos / "fan/train/0000.mp4", tmp_path / "<script>alert(1)<\x1b>.mp4"))
     text, cut = tmp_path / "text.mp4", tmp_path / "cut.mp4"
+    unheard = ("nul\0.mp4", "long" * 100 + ".mp4", "latin\udcff.mp4")
     text.write_text("no video\n")
     cut.write_bytes(hostile.read_bytes()[:900])
-    given = "\n".join(map(str, (hostile, text, cut, tmp_path / "none.mp4"))) + "\n\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    given = "\n".join(map(str, (*unheard, hostile, text, cut, tmp_path / "none.mp4"))) + "\n\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode(errors="surrogateescape")), encoding="utf-8"))
     assert detect(run, "-", "--category", "auto", "--json", "--html", tmp_path / "page.html") == 2
     captured = capsys.readouterr()
-    found = lines(captured.out)
+    refused, found = lines(captured.out)[:3], lines(captured.out)[3:]
+    assert [row["source"] for row in refused] == list(unheard) and all("cannot be opened" in row["error"] for row in refused)
     assert found[0]["category"] in ("fan", "hinge") and 0.5 <= found[0]["category_probability"] <= 1 and found[0]["reason"]
     assert [("error" in row) for row in found] == [False, True, True, True] and "No such file" in found[3]["error"]
-    assert captured.err.count("error: ") == 3 and "Traceback" not in captured.err
+    assert captured.err.count("error: ") == 6 and "Traceback" not in captured.err
     page = (tmp_path / "page.html").read_text()
     assert "&lt;script&gt;alert" in page and "<script>alert" not in page and page.count("data:image/jpeg;base64,") == 1
-    assert page.count(">not judged<") == 3 and "4 clips: 1 normal, 3 not judged" in page and "http" not in page.replace("http-equiv", "")
+    assert page.count(">not judged<") == 6 and "7 clips: 1 normal, 6 not judged" in page and "http" not in page.replace("http-equiv", "")
     assert detect(run, hostile, "--category", "fan") == 0 and "\x1b<" not in capsys.readouterr().out
+    for nothing in (io.StringIO("\n"), None):
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert detect(run, "-", "--category", "fan", "--html", tmp_path / "none.html") == 2
+        assert "no path came on standard input" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
+
+
+def test_a_folder_of_pictures_is_one_clip_and_a_link_leads_nowhere_twice(run, tmp_path, capsys):
+    from PIL import Image
+    clip = encode_clip(tmp_path / "clips/a.mp4", frames=12, height=48, width=64)
+    (tmp_path / "clips/again").symlink_to(".")
+    (tmp_path / "frames").mkdir()
+    for number, picture in enumerate(decode_all(clip)):
+        Image.fromarray(picture).save(tmp_path / f"frames/frame_{number:04d}.png")
+    common = ("--category", "fan", "--json", "--explain", "none")
+    assert detect(anomalous_from(run, 1e3), tmp_path / "clips", *common) == 0
+    [filmed] = lines(capsys.readouterr().out)
+    assert detect(run, tmp_path / "frames", *common) == 0
+    [row] = lines(capsys.readouterr().out)
+    assert row["score"] == filmed["score"] and row["frames"] == filmed["frames"] and row["seconds"] == [None] * 8
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
@@ -178,6 +199,37 @@ def test_a_missing_run_and_a_category_without_a_prior_are_one_sentence(run, vide
     assert detect(run, clip, "--category", "fam") == 2 and "did you mean 'fan'" in capsys.readouterr().err
     assert detect(anomalous_from(run, 1e3), clip, "--category", "gear", "--explain", "none") == 0
     assert "not trained on 'gear', only on fan, hinge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"dtype": "int8"}, "--dtype int8: auto, fp32, bf16, 4bit are allowed"), ({"device": "tpu"}, "--device tpu: auto, cpu, cuda are allowed"),
+    ({"dtype": "4bit"}, "--dtype 4bit needs a CUDA GPU")])
+def test_a_detector_on_what_is_not_there_is_refused(run, options, sentence):
+    from vlmphys import Detector
+    with pytest.raises(ValueError, match=sentence):
+        Detector(run, **{"device": "cpu", **options})
+
+
+def test_a_detector_refuses_another_word_and_goes_on_where_memory_does_not_do_for_all_windows(run, tmp_path, monkeypatch):
+    import torch
+
+    import vlmphys.detector
+    from vlmphys import Detector
+    clip = encode_clip(tmp_path / "a.mp4", frames=60, height=48, width=64, rate=5)
+    detector, real, sizes = Detector(run, device="cpu"), vlmphys.detector.judge_batch, []
+    with pytest.raises(ValueError, match="explain='some': all, anomalous, none are allowed"):
+        detector.detect(clip, "fan", explain="some")
+    whole = detector.detect_windows(clip, "fan", 4, 2, explain="none")
+
+    def judge(network, facts, prompts, *more, **options):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(network, facts, prompts, *more, **options)
+    monkeypatch.setattr(vlmphys.detector, "judge_batch", judge)
+    found = detector.detect_windows(clip, "fan", 4, 2, explain="none")
+    assert [moment.score for moment in found.timeline] == pytest.approx([moment.score for moment in whole.timeline], abs=1e-4)
+    assert sizes == [5, 2, 2, 1]
 
 
 def test_a_reader_that_has_gone_ends_it_in_silence(run, videos, monkeypatch, capsys):

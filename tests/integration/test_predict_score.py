@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -183,6 +184,24 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(monkeypatch
         assert error.startswith("error: ") and message in error, f"{name}: {error}"
         assert not out.parent.exists(), name
     assert predicted.read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "text", "message"), [("RANK", "one", "rank one: error: RANK is 'one'"), ("WORLD_SIZE", "-1", "WORLD_SIZE is '-1'")])
+def test_what_a_launcher_did_not_set_is_refused(monkeypatch, repository, tmp_path, tiny_model_folder, packed_folder, capsys, name, text, message):
+    monkeypatch.setenv(name, text)
+    assert call(monkeypatch, repository, "predict", "--model", tiny_model_folder, "--variant", "multi_turn", "--data", packed_folder,
+                "--out", tmp_path / "p.jsonl") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(monkeypatch, repository, tmp_path, tiny_model_folder, packed_folder, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("vlmphys.prediction_files.PredictionWriter.append", full)
+    assert call(monkeypatch, repository, "predict", "--model", tiny_model_folder, "--variant", "no_physics", "--data", packed_folder,
+                "--out", tmp_path / "p.jsonl", "--explain", "none") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "No space left" in error and "the same command again" in error
 
 
 def test_score_writes_its_files_without_torch(repository, tmp_path, predicted, packed_folder):

@@ -140,7 +140,7 @@ def test_the_file_belongs_to_the_weights_it_was_fitted_to(tmp_path):
     assert read_calibration(tmp_path, "w1") == Calibration(facts["temperature"], facts["threshold"])
     with pytest.raises(ValueError, match="other weights.*vlmphys calibrate again"):
         read_calibration(tmp_path, "w2")
-    for change in ({"temperature": 0}, {"threshold": None}, {"version": 9}):
+    for change in ({"temperature": 0}, {"temperature": float("inf")}, {"threshold": None}, {"version": 9}):
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
         with pytest.raises(ValueError, match="vlmphys calibrate again"):
             read_calibration(tmp_path, "w1")

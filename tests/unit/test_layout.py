@@ -26,6 +26,7 @@ def test_clips_are_found_and_sorted(tmp_path):
           "fan/test/stuck/0003.json", "fan/notes.txt", "fan/test/stuck/._0003.mp4", ".cache/fan/train/0009.mp4")
     (tmp_path / "ball/test/leak").mkdir(parents=True)
     (tmp_path / "ball/test/leak/1.mkv").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "fan/test/stuck/again").symlink_to("..")
     found = [(clip.clip_id, clip.category, clip.state, clip.label, clip.in_train_folder) for clip in scan_videos(tmp_path)]
     assert found == [
         ("ball/test/leak/1", "ball", "leak", 1, False),

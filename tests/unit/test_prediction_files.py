@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import resource
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 
@@ -114,6 +115,23 @@ def test_nothing_is_left_where_nothing_was_written(tmp_path):
     with SharedFile(tmp_path / "deep" / "p.jsonl", RULES) as file:
         assert file.done == set()
     assert not (tmp_path / "deep").exists() and file.rows == 0
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_full_disk_keeps_the_whole_rows_and_no_lock(tmp_path, ranks):
+    path = tmp_path / "p.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))        # no file may be longer: the next write fails, as on a full disk
+    try:
+        with pytest.raises(OSError, match="too large"), SharedFile(path, RULES, 0, ranks) as file:
+            fill(file, share(CLIPS, 0, ranks))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob(".*"))
+    with SharedFile(path, RULES) as file:
+        assert 0 < len(file.done) < len(share(CLIPS, 0, ranks))
+        fill(file, CLIPS)
+    assert sorted(clips_in(path)) == CLIPS
 
 
 def test_a_lock_that_was_taken_away_while_one_waited_for_it_is_made_anew(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,10 +80,27 @@ def test_a_journal_of_another_model_of_another_process_or_of_something_else_is_r
     with pytest.raises(ValueError, match="state.jsonl:1 was judged by 'm1, fan', this is 'm2, fan'"):
         Journal(path, "m2, fan")
     assert path.read_bytes() == whole
-    path.write_text('{"asked": "m1, fan"}\n')
-    with pytest.raises(ValueError, match="no line of a watched folder's journal"):
-        Journal(path, "m1, fan")
+    for line in ('{"asked": "m1, fan"}\n', "[1]\n", "\n", "garbage\n"):
+        path.write_text(line)
+        with pytest.raises(ValueError, match="state.jsonl:1 is no line of a watched folder's journal: give another --state"):
+            Journal(path, "m1, fan")
     with pytest.raises(ValueError, match="--watch .*no such folder"):
         watch(tmp_path / "none", None, "m", lambda path: Refused("", ""), print, 0, 0.01)
     with pytest.raises(ValueError, match="cannot be written"):
         Journal(tmp_path / "none" / "state.jsonl", "m")
+
+
+@pytest.mark.parametrize("removed", ["the folder", "the journal", "the journal, for another one"])
+def test_a_folder_or_a_journal_that_goes_away_ends_it(tmp_path, removed):
+    folder, state = tmp_path / "line", tmp_path / "state.jsonl"
+    drop(folder / "a.mp4", b"a")
+
+    def emit(found: Refused) -> None:
+        if removed == "the folder":
+            shutil.rmtree(folder)
+            return
+        state.rename(tmp_path / "state.old")
+        if "another" in removed:
+            state.write_text("")
+    with pytest.raises(ValueError, match="the folder is gone" if removed == "the folder" else "was moved or removed while it was in use"):
+        watch(folder, state, "m", lambda path: Refused(str(path), "is empty"), emit, 0, 5)
