@@ -29,8 +29,9 @@ def run(repository: Path, arguments: list[str], launcher: list[str] | tuple[str,
 
 def load_script(path: Path) -> ModuleType:
     """A command's file as a module, so that its `main` runs within this process: starting torch anew for every refusal would take minutes."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module     # where dataclasses look up the names of their annotations
     spec.loader.exec_module(module)
     return module
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -120,12 +120,13 @@ class Predictor:
                 for dialogues, results, identity in zip(batch.dialogues, judged, identities)]
 
 
-def predict(options: PredictOptions, console: Console) -> int:
-    """Predict every clip of this rank's share that has no row yet; the number of clips predicted now.
+def predict(options: PredictOptions, console: Console, open_data: Callable[[Path], Packed] = open_packed) -> int:
+    """Predict every clip of this rank's share that has no row yet; the number of clips predicted now. `open_data` gives the clips of
+    `options.data`, for a bench as it wants them seen.
 
     Raises ValueError, before anything is written, where run, model, data and what stands in `out` do not fit together.
     """
-    packed = open_packed(options.data)
+    packed = open_data(options.data)
     source = find_source(options)
     tokenizer = load_tokenizer(source.facts_from)
     facts = read_facts(source.facts_from, tokenizer)
