@@ -16,7 +16,7 @@ from vlmphys.judge_options import JOURNAL_NAME, NONE, add_judge_arguments, open_
 from vlmphys.llm_score import failure_warnings
 from vlmphys.paeval_score import AGGREGATIONS, KINDS, Readings, aggregate, judge_texts, read_candidates, read_library, read_raw_replies
 from vlmphys.records import sha256_file
-from vlmphys.signals import Stopped
+from vlmphys.signals import exit_status
 
 RESULT_NAME = "paeval.json"
 PAEVAL_VERSION = 1
@@ -122,16 +122,9 @@ def _cells(record: dict | None) -> list[str]:
 
 
 def main() -> int:
-    """0: scored; 2: something is wrong, as one message says; 128 and the signal: stopped while a judge was asked."""
-    try:
-        score(parse(), Console())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.number
-    return 0
+    """0: scored; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it."""
+    arguments = parse()
+    return exit_status(lambda: score(arguments, Console()))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from vlmphys.published import ablation_beside, beside_table, published_note, pub
 from vlmphys.records import Split, label_of
 from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
-from vlmphys.signals import Stopped
+from vlmphys.signals import exit_status
 from vlmphys.tables import csv_text, markdown_text, print_scores, text_table
 from vlmphys.text_figures import clip_lines, explanation_tables
 from vlmphys.text_metrics import add_text_arguments, score_texts
@@ -183,16 +183,9 @@ def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
 
 
 def main() -> int:
-    """0: scored; 2: something is wrong, as one message says; 128 and the signal: stopped while a judge was asked."""
-    try:
-        score(parse())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.number
-    return 0
+    """0: scored; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it."""
+    arguments = parse()
+    return exit_status(lambda: score(arguments))
 
 
 if __name__ == "__main__":
