@@ -42,8 +42,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                                                  "lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex and report.html.")
     files = parser.add_mutually_exclusive_group(required=True)
     files.add_argument("--predictions", nargs="+", action="extend", metavar="[NAME=]FILE", help="one file, or several to put side by side")
-    files.add_argument("--compare", nargs="+", action="extend", metavar="[NAME=]FILE", help="several files: side by side, and each against the first by paired "
-                                                                         "differences (the ablation: no_physics, single_turn, multi_turn)")
+    files.add_argument("--compare", nargs="+", action="extend", metavar="[NAME=]FILE",
+                       help="several files: side by side, and each against the first by paired differences (the ablation: no_physics, single_turn, "
+                            "multi_turn)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results, of their own")
     parser.add_argument("--overwrite", action="store_true", help="write into --out although it holds other files, or scores of other "
                                                                  "predictions, which are lost")

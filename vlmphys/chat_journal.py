@@ -79,8 +79,8 @@ class Journal:
                     row = None
                 if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in NEEDED) or not all(
                         type(row.get(name, 0)) is int for name in COUNTS):
-                    raise ValueError(f"{self.path}:{number} is no kept reply ({', '.join(NEEDED)} are needed, and counts of tokens are whole numbers): give another file, "
-                                     "or delete the line")
+                    raise ValueError(f"{self.path}:{number} is no kept reply ({', '.join(NEEDED)} are needed, and counts of tokens are whole "
+                                     "numbers): give another file, or delete the line")
                 self.rows[row["key"]] = row
                 whole_bytes += len(line)
         return whole_bytes

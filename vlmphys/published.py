@@ -21,7 +21,7 @@ BY_CATEGORY = ("table1", "table2", "table3", "physad_table4_auroc")
 DIGITS = 3       # of the printed means
 # The multi-turn paper's protocol parses a verdict; Phys-AD's ranks by a printed or computed score.
 FIGURE_OF = {"table1": "hard verdict", "table3": "hard verdict", "physad_table4_auroc": "score"}
-# Which columns stand beside a run: table 1 repeats the zero-shot methods of Phys-AD's table 4 but for its own method.
+# Which columns stand beside a run (None: all). Of table 1 only "Ours": its other columns repeat zero-shot methods of Phys-AD's table 4.
 SHOWN = {"physad_table4_auroc": None, "table1": ("Ours",), "table3": ("no_physics", "single_turn")}
 OWN_FIGURES = {"auroc": "score", "auroc_verdict": "hard verdict"}
 # Of the multi-turn paper's table 2: its columns' ends and the runs' own keys.

@@ -24,7 +24,7 @@ def table_rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, d
                     if line.strip():
                         row = json_object(line, path, number)
                         if "\\u" in line:
-                            _check_halves(row, path, number)
+                            check_characters(row, f"{path}:{number}")
                         yield number, row
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
@@ -94,10 +94,10 @@ def json_object(line: bytes | str, path: Path, number: int) -> dict:
     return row
 
 
-def _check_halves(row: dict, path: Path, number: int) -> None:
+def check_characters(value: object, where: str) -> None:
     """Raise ValueError where an escape is half of a pair, such as \\ud83d alone: it is no text, and could not be written again."""
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{path}:{number}: {ascii(error.object[error.start])} is half of a character: write whole ones, "
+        raise ValueError(f"{where}: {ascii(error.object[error.start])} is half of a character: write whole ones, "
                          "or a question mark in its place") from error

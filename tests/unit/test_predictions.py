@@ -205,8 +205,9 @@ def test_ragged_csv_and_missing_file_are_refused(tmp_path):
     path.write_text("clip_id,label," + "x" * 200_000 + "\nfan/1,1,0.5\n")
     with pytest.raises(ValueError, match="x.csv:1: no CSV row"):
         read_predictions(path)
-    for unreadable, message in ((tmp_path / "none.jsonl", "none.jsonl: no such file"), (tmp_path, "it is a folder"), (Path("/dev/null"), "no plain file"),
-                                (tmp_path / ("x" * 300), "cannot be read"), (Path("/proc/self/mem"), "cannot be read")):
+    for unreadable, message in ((tmp_path / "none.jsonl", "none.jsonl: no such file"), (tmp_path, "it is a folder"),
+                                (Path("/dev/null"), "no plain file"), (tmp_path / ("x" * 300), "cannot be read"),
+                                (Path("/proc/self/mem"), "cannot be read")):
         with pytest.raises(ValueError, match=message):
             read_predictions(unreadable)
 

@@ -173,8 +173,10 @@ def test_a_threshold_is_a_number(tmp_path, threshold):
 
 def test_missing_scores_neither_hide_a_tie_nor_make_one(tmp_path):
     path = tmp_path / "p.csv"
-    path.write_text("clip_id,label,score,verdict\nfan/1,0,3,normal\nfan/2,1,3,anomalous\nfan/3,1,,anomalous\ngear/1,0,,normal\ngear/2,1,,anomalous\n")
-    assert [warning for warning in scored(path)["warnings"] if "equal" in warning] == ["all scores are equal in fan: an AUROC of 0.5 says nothing there"]
+    path.write_text("clip_id,label,score,verdict\nfan/1,0,3,normal\nfan/2,1,3,anomalous\nfan/3,1,,anomalous\n"
+                    "gear/1,0,,normal\ngear/2,1,,anomalous\n")
+    warnings = scored(path)["warnings"]
+    assert [text for text in warnings if "equal" in text] == ["all scores are equal in fan: an AUROC of 0.5 says nothing there"]
 
 
 def test_equal_scores_and_clips_of_train_and_val_are_warned_of(tmp_path):
