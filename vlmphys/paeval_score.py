@@ -72,7 +72,7 @@ def read_candidates(path: Path) -> Texts:
         for state, texts in found[category].items():
             if not all(text is None or isinstance(text, str) for text in texts):
                 raise ValueError(f"{path}: {category}.{state}: texts are expected: {CANDIDATES_FORM}")
-    if not any(states.values() for states in found.values()):
+    if not any(texts for states in found.values() for texts in states.values()):
         raise ValueError(f"{path} holds no texts: {CANDIDATES_FORM} is expected")
     return found
 

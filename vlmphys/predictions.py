@@ -154,7 +154,7 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_la
     parts either, all clips are of one category.
     `labels` (of `read_labels`) stand in for the column, and then those of the packed data. Raises ValueError with file and line for a
     row without clip id, label or score column, a label that another source contradicts, a score that is no number, or a clip that
-    stands there twice with different figures; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
+    stands there twice with different figures or texts; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
     missing, not 0.
     """
     path = Path(path)
@@ -194,7 +194,10 @@ class _Columns:
         if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
             # NaN, a missing score, equals itself here.
             if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
-                raise ValueError(f"{path}:{number}: clip {clip_id!r} stands already in line {self.lines[place]}, with other figures: "
+                raise ValueError(f"{path}:{number}: clip {clip_id!r:.80} stands already in line {self.lines[place]}, with other figures: "
+                                 "give each clip one row")
+            if (explanation, description) != (self.explanations[place], self.descriptions[place]):
+                raise ValueError(f"{path}:{number}: clip {clip_id!r:.80} stands already in line {self.lines[place]}, with another text: "
                                  "give each clip one row")
             self.duplicates += 1
             return

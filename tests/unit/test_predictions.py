@@ -153,6 +153,8 @@ def test_csv_and_jsonl_of_any_program(tmp_path):
     (['{"clip_id": "fan/1", "label": 1, "score": 1, "verdict": "yes"}'], ":1: verdict 'yes': normal, anomalous, unparsed"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 2}'],
      ":3: clip 'fan/1' stands already in line 1, with other figures"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1, "explanation": "a"}', '{"clip_id": "fan/1", "label": 1, "score": 1, "explanation": "b"}'],
+     ":2: clip 'fan/1' stands already in line 1, with another text"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', '{"clip_id": "fan/2", "lab'], ":2: no JSON"),
     (["[1, 2]"], ":1: one JSON object a line is expected, not a list"),
     ([""], "holds no predictions"),
