@@ -24,7 +24,7 @@ from vlmphys.prior_outline import Outline, faults_of, read_outline, states_below
 from vlmphys.priors import KINDS, PARTS, TEXTS_PER_STATE, prior_text, read_prior
 from vlmphys.prompts import DRAFT_PROMPT_ID
 from vlmphys.records import sha256_text
-from vlmphys.signals import Stopped
+from vlmphys.signals import exit_status
 
 NAMES = Names("the server", "--api-base", "--model", "--key-env", "--cache", "--max-requests")
 DIGEST_PATTERN = re.compile(r"\A(?:#.*\n)*?# unedited as long as sha256 of what follows is ([0-9a-f]{64})\n", re.MULTILINE)
@@ -192,14 +192,7 @@ def ask(options: argparse.Namespace, outline: Outline, lists: list[TextList], se
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
-        return run(options, Console(highlight=False, soft_wrap=True))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.number
+    return exit_status(lambda: run(options, Console(highlight=False, soft_wrap=True)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from vlmphys.dialogue_export import INFO, make_samples, write_samples
 from vlmphys.packing import DialogueSettings, check_clips
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
+from vlmphys.signals import exit_status
 from vlmphys.splits import load_split
 
 
@@ -32,24 +33,24 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """0: written; 2: something is wrong, as one message says."""
     options = parse()
-    try:
-        settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system)
-        split = load_split(options.split)
-        clips = check_clips(find_clips(options.videos), split)
-        priors = load_priors({clip.category for clip in clips}, options.priors)
-        relative_to = options.out.expanduser().absolute() if options.relative else None
-        made = [make_samples(clips, split, priors, variant, settings.seed, settings.system, relative_to) for variant in settings.variants]
-        counts: dict[str, int] = {}
-        for samples in made:
-            counts.update(write_samples(options.out.expanduser(), samples, options.format))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the dialogues, write them, and say where they are."""
+    settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system)
+    split = load_split(options.split)
+    clips = check_clips(find_clips(options.videos), split)
+    priors = load_priors({clip.category for clip in clips}, options.priors)
+    relative_to = options.out.expanduser().absolute() if options.relative else None
+    made = [make_samples(clips, split, priors, variant, settings.seed, settings.system, relative_to) for variant in settings.variants]
+    counts: dict[str, int] = {}
+    for samples in made:
+        counts.update(write_samples(options.out.expanduser(), samples, options.format))
     for name, count in counts.items():
         print(f"{options.out / name}: {count} dialogues")
     if options.format == SHAREGPT:
         print(f"{options.out / INFO}: names them for LLaMA-Factory (dataset_dir: {options.out})")
-    return 0
 
 
 if __name__ == "__main__":

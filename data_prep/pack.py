@@ -30,6 +30,7 @@ from vlmphys.priors import load_priors
 from vlmphys.records import Variant
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
+from vlmphys.signals import exit_status
 from vlmphys.splits import SplitFile, load_split
 from vlmphys.video import READERS
 
@@ -74,15 +75,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    try:
-        quarantined = run(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 3 if options.strict and quarantined else 0
+    return exit_status(lambda: 3 if run(options) and options.strict else 0, "stopped; the same command goes on from here")
 
 
 def run(options: argparse.Namespace) -> int:

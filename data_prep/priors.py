@@ -13,6 +13,7 @@ from pathlib import Path
 from vlmphys.files import check_target, json_bytes, read_json, write_atomic, writing
 from vlmphys.paeval import check_library, to_library, write_priors
 from vlmphys.priors import KINDS, TEXTS_PER_STATE, few_texts, known_categories, load_priors
+from vlmphys.signals import exit_status
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -66,11 +67,7 @@ def load(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
-    try:
-        return export(options) if options.command == "export" else load(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: export(options) if options.command == "export" else load(options))
 
 
 if __name__ == "__main__":

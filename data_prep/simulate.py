@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from vlmphys.preview import write_preview
+from vlmphys.signals import exit_status
 from vlmphys.simulation import SimulationConfig, simulate_bench
 
 
@@ -44,17 +45,17 @@ def preview(folder: Path, config: SimulationConfig) -> None:
 
 def main() -> int:
     options = parse_arguments()
-    try:
-        config = SimulationConfig.create(options.categories, options.clips_per_state, options.train_clips, options.size, options.appearance,
-                                         options.seed)
-        if options.preview is not None:
-            preview(options.preview, config)
-        else:
-            simulate_bench(options.out, config, options.workers)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Preview or write. Raises ValueError where an option or a folder does not fit."""
+    config = SimulationConfig.create(options.categories, options.clips_per_state, options.train_clips, options.size, options.appearance,
+                                     options.seed)
+    if options.preview is not None:
+        preview(options.preview, config)
+    else:
+        simulate_bench(options.out, config, options.workers)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.table import Table
 from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.clip_lists import find_clips
 from vlmphys.layout import Clip
+from vlmphys.signals import exit_status
 from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split
 
 MOST_LINES = 20
@@ -47,18 +48,18 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """0: written; 2: something is wrong, as one message says."""
     options = parse()
-    try:
-        clips = of_categories(find_clips(options.videos), options.categories)
-        contents = make_contents(clips, options)
-        check_duplicates(clips, contents, options)
-        for path, content in contents.items():
-            write_split(path, content)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make, check, write, show."""
+    clips = of_categories(find_clips(options.videos), options.categories)
+    contents = make_contents(clips, options)
+    check_duplicates(clips, contents, options)
+    for path, content in contents.items():
+        write_split(path, content)
     for path, content in contents.items():
         show(clips, content, path)
-    return 0
 
 
 def make_contents(clips: list[Clip], options: argparse.Namespace) -> dict[str, dict]:

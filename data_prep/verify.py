@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmphys.prior_lint import PACKAGE, PriorsReport, lint_priors
+from vlmphys.signals import exit_status
 from vlmphys.verifying import Check, verify
 
 MOST_LINES = 50
@@ -24,16 +25,16 @@ def main() -> int:
     parser.add_argument("--model", help="compare with this model's tokenizer and image size too; without --data: whose positions a dialogue of 8 "
                         "frames, the system sentence included, must fit (default: tiny)")
     options = parser.parse_args()
-    console = Console(highlight=False, soft_wrap=True)
-    try:
-        if options.data is None and options.priors is None:
-            raise ValueError(f"nothing to check: give --data DIR, or --priors DIR (or {PACKAGE}) to lint priors alone")
-        if options.data is None:
-            return show_priors(lint_priors(options.priors, options.model or "tiny"), console)
-        return show_checks(verify(options.data, None if options.priors == PACKAGE else options.priors, options.model), console)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options, Console(highlight=False, soft_wrap=True)))
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """Check and show; 1 where there is a problem."""
+    if options.data is None and options.priors is None:
+        raise ValueError(f"nothing to check: give --data DIR, or --priors DIR (or {PACKAGE}) to lint priors alone")
+    if options.data is None:
+        return show_priors(lint_priors(options.priors, options.model or "tiny"), console)
+    return show_checks(verify(options.data, None if options.priors == PACKAGE else options.priors, options.model), console)
 
 
 def show_checks(checks: list[Check], console: Console) -> int:

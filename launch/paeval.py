@@ -9,14 +9,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vlmphys.explanations import References, prior_references
-from vlmphys.files import json_bytes, write_atomic
+from vlmphys.files import json_bytes, write_atomic, writing
 from vlmphys.judge_options import JOURNAL_NAME, NONE, add_judge_arguments, open_judge
 from vlmphys.llm_score import failure_warnings
 from vlmphys.paeval_score import AGGREGATIONS, KINDS, Readings, aggregate, judge_texts, read_candidates, read_library, read_raw_replies
 from vlmphys.records import sha256_file
-from vlmphys.signals import Stopped
+from vlmphys.signals import exit_status
 
 RESULT_NAME = "paeval.json"
 PAEVAL_VERSION = 1
@@ -83,11 +84,9 @@ def score(arguments: argparse.Namespace, console: Console) -> None:
         result[kind] = {**({"judge": record} if record else {}), **aggregate(readings)}
         for warning in failure_warnings(record, f"the {kind} score") if record else []:
             console.print(f"- {warning}", highlight=False, soft_wrap=True, markup=False)
-    try:
+    with writing("--out", arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
-    write_atomic(arguments.out / RESULT_NAME, json_bytes(result))
+        write_atomic(arguments.out / RESULT_NAME, json_bytes(result))
     show(result, console if console.is_terminal else Console(width=200))
 
 
@@ -102,7 +101,7 @@ def show(result: dict, console: Console) -> None:
         table.add_column("graded", justify="right")
     categories = list(dict.fromkeys(category for kind in kinds for category in result[kind]["per_category"]))
     for category in categories:
-        table.add_row(category.replace("[", "\\["), *(cell for kind in kinds for cell in _cells(result[kind]["per_category"].get(category))))
+        table.add_row(Text(category), *(cell for kind in kinds for cell in _cells(result[kind]["per_category"].get(category))))
     table.add_section()
     table.add_row("mean", *(cell for kind in kinds for cell in _cells(result[kind]["average"])))
     console.print(table)
@@ -122,16 +121,9 @@ def _cells(record: dict | None) -> list[str]:
 
 
 def main() -> int:
-    """0: scored; 2: something is wrong, as one message says; 128 and the signal: stopped while a judge was asked."""
-    try:
-        score(parse(), Console())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.number
-    return 0
+    """0: scored; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it."""
+    arguments = parse()
+    return exit_status(lambda: score(arguments, Console()))
 
 
 if __name__ == "__main__":

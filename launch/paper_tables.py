@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vlmphys.files import json_bytes, write_atomic
+from vlmphys.files import json_bytes, write_atomic, writing
 from vlmphys.paper import read_seed, summary, tables
+from vlmphys.signals import exit_status
 
 
 def main() -> int:
@@ -18,23 +19,21 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=Path, required=True, metavar="FOLDER", help="folders of finished seeds: OUT/seed_0 OUT/seed_1 ...")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables.md and tables.json")
     options = parser.parse_args()
-    try:
-        seeds = [read_seed(folder) for folder in options.seeds]
-        made = tables(seeds)
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_atomic(options.out / "tables.md", "\n".join(table.markdown() for table in made).encode())
-            write_atomic(options.out / "tables.json", json_bytes(summary(seeds)))
-        except OSError as error:
-            raise ValueError(f"--out {options.out} cannot be written ({error.strerror}): give a folder that you may write to") from error
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: write(options.seeds, options.out))
+
+
+def write(folders: list[Path], out: Path) -> None:
+    """Read the seeds, write and print. Raises ValueError for folders that are no finished seeds, and for an --out that cannot be written."""
+    seeds = [read_seed(folder) for folder in folders]
+    made = tables(seeds)
+    with writing("--out", out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "tables.md", "\n".join(table.markdown() for table in made).encode())
+        write_atomic(out / "tables.json", json_bytes(summary(seeds)))
     console = Console()
     for table in made:
         table.show(console if console.is_terminal else Console(width=240))
         console.print()
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
-from vlmphys.files import read_json, write_atomic
+from vlmphys.files import read_json, write_atomic, writing
 from vlmphys.judge_options import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
 from vlmphys.priors import known_categories, load_prior
@@ -23,7 +23,7 @@ from vlmphys.published import ablation_beside, beside_table, published_note, pub
 from vlmphys.records import Split, label_of
 from vlmphys.report import last_losses, write_html
 from vlmphys.scoring import compare_clips, name_runs, score_predictions, scores_document
-from vlmphys.signals import Stopped
+from vlmphys.signals import exit_status
 from vlmphys.tables import csv_text, markdown_text, print_scores, text_table
 from vlmphys.text_figures import clip_lines, explanation_tables
 from vlmphys.text_metrics import add_text_arguments, score_texts
@@ -41,16 +41,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                                                  "program (JSONL or CSV with clip_id, label, score; the texts of LLaMA-Factory, "
                                                  "lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex and report.html.")
     files = parser.add_mutually_exclusive_group(required=True)
-    files.add_argument("--predictions", nargs="+", metavar="[NAME=]FILE", help="one file, or several to put side by side")
-    files.add_argument("--compare", nargs="+", metavar="[NAME=]FILE", help="several files: side by side, and each against the first by paired "
-                                                                         "differences (the ablation: no_physics, single_turn, multi_turn)")
+    files.add_argument("--predictions", nargs="+", action="extend", metavar="[NAME=]FILE", help="one file, or several to put side by side")
+    files.add_argument("--compare", nargs="+", action="extend", metavar="[NAME=]FILE",
+                       help="several files: side by side, and each against the first by paired differences (the ablation: no_physics, single_turn, "
+                            "multi_turn)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results, of their own")
     parser.add_argument("--overwrite", action="store_true", help="write into --out although it holds other files, or scores of other "
                                                                  "predictions, which are lost")
     parser.add_argument("--labels", type=Path, help="JSONL or CSV with clip_id and label, where the predictions have none")
     parser.add_argument("--data", type=Path, help="folder written by data_prep/pack.py: film strips, checks against its split, and "
                                                    "labels where the predictions have none")
-    parser.add_argument("--run", nargs="+", metavar="[NAME=]FOLDER", help="run folders, for a table of their last training losses "
+    parser.add_argument("--run", nargs="+", action="extend", metavar="[NAME=]FOLDER", help="run folders, for a table of their last training losses "
                                                                           "(default: those that the predictions lie in)")
     parser.add_argument("--priors", type=Path, help="folder with further priors, for reference explanations")
     parser.add_argument("--threshold", type=float, help="score from which a clip counts as anomalous (default: 0 for log-odds, "
@@ -147,16 +148,15 @@ def score(arguments: argparse.Namespace) -> None:
     published = list(filter(None, (beside_table(runs), published_rows_table(runs), texts_beside(runs))))
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row},
                       [*tables, *published], {name: found for name, (_, found) in clips.items()})
-    try:
+    written = texts(runs, n_common, comparison, [*tables, *published], page)
+    with writing("--out", arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {arguments.out} cannot be made ({error.strerror}): give a folder that you may write to") from error
-    for name, text in texts(runs, n_common, comparison, [*tables, *published], page).items():
-        write_atomic(arguments.out / name, text.encode())
-    if clips:
-        write_atomic(arguments.out / TEXTS_NAME, clip_lines(clips).encode(errors="replace"))
-    else:
-        (arguments.out / TEXTS_NAME).unlink(missing_ok=True)
+        for name, text in written.items():
+            write_atomic(arguments.out / name, text.encode())
+        if clips:
+            write_atomic(arguments.out / TEXTS_NAME, clip_lines(clips).encode(errors="replace"))
+        else:
+            (arguments.out / TEXTS_NAME).unlink(missing_ok=True)
     show(runs, tables, arguments.out / "report.html")
 
 
@@ -183,16 +183,9 @@ def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
 
 
 def main() -> int:
-    """0: scored; 2: something is wrong, as one message says; 128 and the signal: stopped while a judge was asked."""
-    try:
-        score(parse())
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return 128 + stopped.number
-    return 0
+    """0: scored; 2: something is wrong, as one message says; 128 + the signal's number: stopped by it."""
+    arguments = parse()
+    return exit_status(lambda: score(arguments))
 
 
 if __name__ == "__main__":

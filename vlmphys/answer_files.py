@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from vlmphys.prompts import parse_verdict, reason_of
 from vlmphys.records import VIDEO_SUFFIXES, Split, Verdict, label_of
-from vlmphys.rows import json_object, table_rows_of
+from vlmphys.rows import check_file, json_object, table_rows_of, unreadable
 
 BENCHMARK_THRESHOLD = 0.5      # Phys-AD's own: a printed score of 0.5 or more is anomalous
 ID_COLUMNS = ("clip_id", "id", "video", "path")
@@ -83,12 +83,16 @@ def answer_rows(path: Path, order: Sequence[str] | None = None) -> Iterator[tupl
     and line, where ids are needed and missing, and where there are not as many rows as clips.
     """
     path = Path(path)
+    check_file(path)
     if path.suffix.lower() == ".txt":
         return _phys_ad_rows(path)
-    if path.suffix.lower() == ".csv" or not path.is_file():
+    if path.suffix.lower() == ".csv":
         return None
-    with open(path, "rb") as stream:
-        first = next((line for line in stream if line.strip()), b"")
+    try:
+        with open(path, "rb") as stream:
+            first = next((line for line in stream if line.strip()), b"")
+    except OSError as error:
+        raise ValueError(unreadable(path, error)) from error
     # A file that is no JSONL is refused by the reader of rows, with its line.
     keys = json_object(first, path, 1).keys() if first.lstrip().startswith(b"{") and first.rstrip().endswith(b"}") else set()
     if "doc_id" in keys and keys & {"filtered_resps", "resps"}:
@@ -154,7 +158,7 @@ def _phys_ad_rows(path: Path) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: lines of the form path: answer are expected") from error
     except OSError as error:
-        raise ValueError(f"no such predictions file: {path}") from error
+        raise ValueError(unreadable(path, error)) from error
     start, video, answer = 0, None, []
     for number, line in enumerate([*lines, None], start=1):
         match = (_PATH_AND_ANSWER.match(line) or _PATH_ALONE.match(line)) if line is not None else None

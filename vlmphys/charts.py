@@ -3,6 +3,7 @@ colours from the page's style sheet."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
@@ -132,6 +133,9 @@ def histogram_svg(labels_N: np.ndarray, scores_N: np.ndarray, threshold: float, 
     low, high = min(scores_N.min(), threshold), max(scores_N.max(), threshold)
     if low == high:
         low, high = low - 0.5, high + 0.5
+    ends = f"{low:.3g}", f"{high:.3g}"
+    if not math.isfinite(float(high) - float(low)):     # near the largest float; a quarter of it rounds nothing
+        scores_N, threshold, low, high = scores_N / 4, threshold / 4, low / 4, high / 4
     edges = np.linspace(low, high, BINS + 1)
     shares = {kind: np.histogram(scores_N[labels_N == value], edges)[0] / max(1, (labels_N == value).sum())
               for kind, value in (("normal", False), ("anomalous", True))}
@@ -142,9 +146,9 @@ def histogram_svg(labels_N: np.ndarray, scores_N: np.ndarray, threshold: float, 
             height = (base - HISTOGRAM_TOP) * values[index] / tallest
             parts.append(f'<rect class="{kind}" x="{4 + index * step:.1f}" y="{base - height:.1f}" '
                          f'width="{step - 0.6:.1f}" height="{height:.1f}"/>')
-    cut = 4 + (width - 8) * (threshold - low) / (high - low)
+    cut = 4 + (width - 8) * ((threshold - low) / (high - low))
     parts.append(f'<path class="cut" d="M{cut:.1f},{HISTOGRAM_TOP - 2} V{base}"/><path class="grid" d="M4,{base} H{width - 4}"/>')
-    parts.append(f'<text x="4" y="{base + 11}">{low:.3g}</text><text x="{width - 4}" y="{base + 11}" text-anchor="end">{high:.3g}</text>')
+    parts.append(f'<text x="4" y="{base + 11}">{ends[0]}</text><text x="{width - 4}" y="{base + 11}" text-anchor="end">{ends[1]}</text>')
     parts.append(f'<text x="{width / 2:.0f}" y="{base + 11}" text-anchor="middle" class="axis">score</text>'
                  f'<text x="4" y="9" class="axis">share of the class (tallest bar {tallest:.0%})</text>')
     return "".join(parts) + "</svg>"

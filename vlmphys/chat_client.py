@@ -9,15 +9,17 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import math
 import os
 import random
+import re
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 URL_VARIABLE, MODEL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_MODEL", "OPENAI_API_KEY"
 TRIED_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -27,6 +29,7 @@ HOPELESS = {401: "the key is refused: set {key} to a valid one", 403: "the key m
             402: "the account has no credit left"}
 LONGEST_PAUSE_SECONDS = 60.0
 LARGEST_REPLY_BYTES = 4 << 20
+URL_SIGNS = re.compile(r"[!-~]+")        # an address holds no space and nothing beyond ASCII
 SHOWN = 200  # characters of a server's own message
 
 
@@ -107,16 +110,17 @@ class ServerSettings:
     names: Names = Names()
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{self.names.url} {parts.scheme}://...: an address such as https://api.deepseek.com/v1 or http://localhost:8000/v1 "
-                             "is needed")
+        parts = _parts_of(self.base_url)
+        if parts is None:
+            raise ValueError(f"{self.names.url}: an address such as https://api.deepseek.com/v1 or http://localhost:8000/v1 is needed: a host, a "
+                             "port from 1 to 65535 where there is one, no space (what was given is not shown: it may hold a key)")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(f"{self.names.url} holds a user, a password, a query or a fragment, and addresses are written into the results: "
                              f"give the address alone, and the key in the environment as {self.key_variable}")
         if not self.model:
             raise ValueError(f"{self.names.who} needs a model: give {self.names.model}, or set {MODEL_VARIABLE}")
-        if self.timeout_seconds <= 0 or self.tries < 1 or self.max_tokens < 1 or (self.requests_per_minute or 1) <= 0:
+        rate = 1.0 if self.requests_per_minute is None else self.requests_per_minute
+        if not (0 < self.timeout_seconds < math.inf and 0 < rate < math.inf) or self.tries < 1 or self.max_tokens < 1:
             raise ValueError(f"{self.names.who}'s time-out, tries, tokens a reply and requests a minute must be above 0")
         if self.key is not None and (not self.key.isascii() or not self.key.isprintable() or " " in self.key):
             raise ValueError(f"{self.key_variable} holds a space, a line break or a sign beyond ASCII: set it to the key alone")
@@ -141,6 +145,16 @@ def server_from(url: str | None, model: str | None, key_variable: str | None = N
     if key_variable and key is None:
         raise ValueError(f"{names.key} {key_variable}: no such variable in the environment, or it is empty: set it to the key")
     return ServerSettings(url.rstrip("/"), model or os.environ.get(MODEL_VARIABLE, ""), key, name, names=names, **settings)
+
+
+def _parts_of(url: str) -> SplitResult | None:
+    """The parts of an address that can be asked; None for any other."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and URL_SIGNS.fullmatch(url)
+    except ValueError:      # brackets without an address between them, or a port that is none
+        return None
+    return parts if fits else None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -208,7 +222,7 @@ class ChatServer:
             text = choice["message"].get("content")
             usage = value.get("usage") or {}
             tokens = [int(usage.get(key) or 0) for key in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        except (ValueError, OverflowError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             raise AskError("no chat completion", f"no chat completion: {self._clean(body.decode(errors='replace'))!r}") from None
         if text is not None and not isinstance(text, str):
             raise AskError("no chat completion", "no chat completion: its content is no text")

@@ -16,6 +16,7 @@ from pathlib import Path
 from vlmphys.files import fsync_folder
 from vlmphys.records import sha256_text
 
+COUNTS = ("max_tokens", "prompt_tokens", "reply_tokens")
 NEEDED = ("key", "model", "kind", "text")
 
 
@@ -38,7 +39,7 @@ class Journal:
         self._lock = threading.Lock()
         self._stream = None
         if not writable and not self.path.is_file():
-            raise ValueError(f"no such file of replies: {self.path}")
+            raise ValueError(f"no such file of replies: {self.path}; ask a judge first, or give the file as {flag}")
         if writable:
             self._open()
         try:
@@ -46,6 +47,9 @@ class Journal:
         except ValueError:
             self.close()
             raise
+        except OSError as error:
+            self.close()
+            raise ValueError(f"{flag} {self.path} cannot be read ({error.strerror}): give a file that you may read") from error
         if writable:
             os.truncate(self.path, whole_bytes)
 
@@ -71,11 +75,12 @@ class Journal:
                     break
                 try:
                     row = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     row = None
-                if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in NEEDED):
-                    raise ValueError(f"{self.path}:{number} is no kept reply ({', '.join(NEEDED)} are needed): give another file, "
-                                     "or delete the line")
+                if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in NEEDED) or not all(
+                        type(row.get(name, 0)) is int for name in COUNTS):
+                    raise ValueError(f"{self.path}:{number} is no kept reply ({', '.join(NEEDED)} are needed, and counts of tokens are whole "
+                                     "numbers): give another file, or delete the line")
                 self.rows[row["key"]] = row
                 whole_bytes += len(line)
         return whole_bytes

@@ -79,10 +79,10 @@ def read_json(path: Path, cure: str) -> dict:
         value = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; {cure}") from None
-    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); {cure}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); {cure}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object is expected, not a {type(value).__name__}; {cure}")
     return value

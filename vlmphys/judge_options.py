@@ -84,6 +84,8 @@ def open_judge(arguments: argparse.Namespace, say: Callable[[str], None]) -> Ite
 
 def _only_model(journal: Journal) -> str:
     models = journal.models()
+    if not models:
+        raise ValueError(f"{journal.path} holds no replies: ask a judge first, or give another {NAMES.cache}")
     if len(models) != 1:
         raise ValueError(f"{journal.path} holds replies of {len(models)} models ({', '.join(models)}): name one with --judge-model")
     return models[0]

@@ -22,6 +22,7 @@ from vlmphys.metrics import Figure
 from vlmphys.paeval import LABELS
 from vlmphys.predictions import Predictions
 from vlmphys.records import nearest
+from vlmphys.rows import check_characters
 
 KINDS = ("description", "explanation")
 AGGREGATIONS = ("published", "per_state")
@@ -39,10 +40,17 @@ Texts = dict[str, dict[str, list[str | None]]]
 Readings = Mapping[str, Mapping[str, Sequence[Reading | None]]]
 
 
+def _document(path: Path, cure: str) -> dict:
+    """The object in a JSON file. Raises ValueError as `read_json`, and for texts that are no whole characters."""
+    value = read_json(path, cure)
+    check_characters(value, str(path))
+    return value
+
+
 def read_library(path: Path) -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
     """kind -> category -> state -> reference texts. Raises ValueError that names the place where the file has another form."""
     found: dict[str, dict] = {kind: {} for kind in KINDS}
-    for category, entry in read_json(path, f"a reference library is expected: {LIBRARY_FORM}").items():
+    for category, entry in _document(path, f"a reference library is expected: {LIBRARY_FORM}").items():
         _is_mapping(entry, f"{path}: {category}", LIBRARY_FORM)
         for kind, key in LIBRARY_KEYS.items():
             if key in entry:
@@ -59,11 +67,13 @@ def read_library(path: Path) -> dict[str, dict[str, dict[str, tuple[str, ...]]]]
 def read_candidates(path: Path) -> Texts:
     """category -> state -> one text a clip; null where a clip has none. Raises ValueError for another form."""
     found: Texts = {}
-    for category, entry in read_json(path, f"a file of candidate texts is expected: {CANDIDATES_FORM}").items():
+    for category, entry in _document(path, f"a file of candidate texts is expected: {CANDIDATES_FORM}").items():
         found[category] = _states(entry, f"{path}: {category}", CANDIDATES_FORM)
         for state, texts in found[category].items():
             if not all(text is None or isinstance(text, str) for text in texts):
                 raise ValueError(f"{path}: {category}.{state}: texts are expected: {CANDIDATES_FORM}")
+    if not any(texts for states in found.values() for texts in states.values()):
+        raise ValueError(f"{path} holds no texts: {CANDIDATES_FORM} is expected")
     return found
 
 
@@ -73,7 +83,7 @@ def read_raw_replies(path: Path) -> dict[str, Readings]:
     A reply that cannot be read is a reading with its problem, as is one that is null; numbers of JSON are read as their text.
     """
     found: dict[str, dict] = {}
-    for category, entry in read_json(path, f"a file of raw replies is expected: {REPLIES_FORM}").items():
+    for category, entry in _document(path, f"a file of raw replies is expected: {REPLIES_FORM}").items():
         _is_mapping(entry, f"{path}: {category}", REPLIES_FORM)
         allowed = [key for keys in REPLY_KEYS.values() for key in keys]
         for key in entry:
@@ -118,7 +128,7 @@ def judge_texts(texts: Texts, references: References, judge: Judge) -> tuple[Rea
     for category, states in texts.items():
         if category not in references:
             raise ValueError(f"category {category!r} has no reference texts{nearest(category, references)}; there are some for: "
-                             f"{', '.join(references)}")
+                             f"{', '.join(references) or 'no category'}; give a library or a folder of priors that has it")
         for state, of_clips in states.items():
             key = state if state in references[category] else state_key(state)
             if key not in references[category]:

@@ -23,8 +23,8 @@ SUPERVISION = published()["table1"]["supervision"]
 # The ablation's order in table 3.
 VARIANTS = (Variant.NO_PHYSICS, Variant.SINGLE_TURN, Variant.MULTI_TURN)
 METRICS = {"auroc_verdict": "verdict", "auroc": "score"}
-METRIC_HELP = ("verdict: AUROC of the hard verdict, (TPR + TNR) / 2, which the paper's protocol gives; "
-               "score: AUROC of the continuous log-odds, another metric")
+METRIC_HELP = ("verdict: AUROC of the hard verdict, (TPR + TNR) / 2, as the published columns of this paper have it; "
+               "score: AUROC of the continuous log-odds, not to be compared with the published columns")
 MEAN = "mean"
 LOSSES = ("loss", *(f"loss_turn_{turn}" for turn in range(1, MAX_TURNS + 1)), "verdict_loss")
 LAST_ROWS = 5
@@ -151,9 +151,10 @@ def _rows(seeds: list[SeedResult], cells: Callable[[str], list[str]]) -> list[li
 def _shared_notes(seeds: list[SeedResult]) -> list[str]:
     own = sorted({category for seed in seeds for rows in seed.records.values() for category in rows})
     protocols = sorted(set().union(*(seed.protocols for seed in seeds)))
-    return [f"this run: {len(seeds)} seed(s), mean ± standard deviation over them; split protocol {', '.join(protocols)}; its mean is over its "
-            f"{len(own)} categories, the paper's over 21 (no toothpaste)",
-            "published means as printed; those of LAVAD, Video-ChatGPT and Video-LLaMA in table 1 are means over 22 categories, not over its 21 rows"]
+    over = f"{len(seeds)} seeds: mean ± standard deviation over the seeds" if len(seeds) > 1 else "one seed"
+    return [f"columns of this run: {over}; split protocol {', '.join(protocols)}",
+            f"row {MEAN}: this run's columns are over the {len(own)} categories that it has, the published ones as printed, over 21 "
+            "(all of Phys-AD but toothpaste), except LAVAD, Video-ChatGPT and Video-LLaMA in table 1, whose printed means are those over 22"]
 
 
 def _detection(seeds: list[SeedResult]) -> TextTable:
@@ -173,7 +174,7 @@ def _texts(seeds: list[SeedResult]) -> TextTable:
                                           *(spread(values_of(seeds, Variant.MULTI_TURN, figure, category)) for figure in own)])
     records = [row for seed in seeds for row in seed.records.get(Variant.MULTI_TURN.value, {}).values()]
     reasons = {figure: sorted({str(row.get("reasons", {}).get(figure)) for row in records if row.get(figure) is None}) for figure in own}
-    notes = [f"{own[figure]} of this run is not there: {', '.join(found)}" for figure, found in reasons.items() if found]
+    notes = [f"this run has no {own[figure]} in some categories, or in all: {'; '.join(found)}" for figure, found in reasons.items() if found]
     return TextTable("Table 2: explanation", ["category", *columns, *(f"this run, {name}" for name in own.values())], rows,
                      [*notes, *difference_notes(("table2",)), *_shared_notes(seeds)], frozenset({len(rows) - 1}))
 
@@ -195,8 +196,8 @@ def _ordering(seeds: list[SeedResult]) -> list[str]:
         complete = [means for means in ([values_of([seed], variant, figure, MEAN) for variant in order] for seed in seeds) if all(means)]
         if complete:
             kept = sum(first[0] > second[0] > third[0] for first, second, third in complete)
-            said.append(f"the paper's order, multi_turn above no_physics above single_turn, holds in {kept} of {len(complete)} seed(s) "
-                        f"by the {short}'s mean")
+            said.append(f"the paper's order, multi_turn above no_physics above single_turn, holds in {kept} of {len(complete)} "
+                        f"{'seed' if len(complete) == 1 else 'seeds'} by the mean of the columns '{short}'")
     return said
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 
@@ -153,7 +154,7 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_la
     parts either, all clips are of one category.
     `labels` (of `read_labels`) stand in for the column, and then those of the packed data. Raises ValueError with file and line for a
     row without clip id, label or score column, a label that another source contradicts, a score that is no number, or a clip that
-    stands there twice with different figures; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
+    stands there twice with different figures or texts; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
     missing, not 0.
     """
     path = Path(path)
@@ -189,15 +190,22 @@ class _Columns:
         if not plain:
             verdict, probability = _verdict(row, path, number), _probability(row, path, number)
             explanation, description = row.get("explanation"), row.get("description")
+            _check_texts(row, path, number)
         if (place := self.places.setdefault(clip_id, len(self.clip_ids))) != len(self.clip_ids):
             # NaN, a missing score, equals itself here.
             if (label, repr(score), verdict) != (self.labels[place], repr(self.scores[place]), self.verdicts[place]):
-                raise ValueError(f"{path}:{number}: clip {clip_id!r} stands already in line {self.lines[place]}, with other figures: "
+                raise ValueError(f"{path}:{number}: clip {clip_id!r:.80} stands already in line {self.lines[place]}, with other figures: "
+                                 "give each clip one row")
+            if (explanation, description) != (self.explanations[place], self.descriptions[place]):
+                raise ValueError(f"{path}:{number}: clip {clip_id!r:.80} stands already in line {self.lines[place]}, with another text: "
                                  "give each clip one row")
             self.duplicates += 1
             return
         head, _, rest = clip_id.partition("/")
         self._any_category |= bool(category)
+        if not head and not category:
+            raise ValueError(f"{path}:{number}: clip_id {clip_id!r:.80} begins with a slash, and its first part is its category: take the folders "
+                             "before that away, as in 'fan/test/stuck/0003', or add a category column")
         category = str(category) if category else head
         state = str(state) if state else rest.rpartition("/")[0].rpartition("/")[2]
         self.clip_ids.append(clip_id)
@@ -212,7 +220,8 @@ class _Columns:
         self.lines.append(number)
         if not plain:
             for key, values in self.constants.items():
-                values.add(row.get(key))
+                value = row.get(key)
+                values.add(value if value is None or isinstance(value, str) else str(value))
         self._any_plain |= plain
 
     def predictions(self, absent: int) -> Predictions:
@@ -254,9 +263,25 @@ def read_labels(path: Path) -> dict[str, int]:
 
 def _clip_id(row: dict, path: Path, number: int) -> str:
     clip_id = row.get("clip_id")
-    if not isinstance(clip_id, str) or not clip_id:
+    if not isinstance(clip_id, str) or not clip_id or clip_id.isspace():
         raise ValueError(f"{path}:{number}: no clip_id: each row needs one, such as 'fan/test/stuck/0003'")
     return clip_id
+
+
+def _check_texts(row: dict, path: Path, number: int) -> None:
+    """Raise ValueError for texts of a row that are none."""
+    for key in ("explanation", "description"):
+        if not isinstance(row.get(key), (str, NoneType)):
+            raise ValueError(f"{path}:{number}: {key} {_shown(row[key])}: a text is allowed, or null where there is none")
+    for key in ("category", "state"):
+        if isinstance(row.get(key), (list, dict)):
+            raise ValueError(f"{path}:{number}: {key} {_shown(row[key])}: a name is allowed")
+
+
+def _shown(value: object) -> str:
+    """A value as a message shows it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _label(row: dict, path: Path, number: int, sources: dict[str, dict[str, int]], clip_id: str) -> int:
@@ -266,7 +291,7 @@ def _label(row: dict, path: Path, number: int, sources: dict[str, dict[str, int]
         return QUICK_LABELS[stored]
     own = None if stored is None or stored == "" else LABEL_WORDS.get(str(stored).strip().lower())
     if own is None and stored is not None and stored != "":
-        raise ValueError(f"{path}:{number}: label {stored!r} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
+        raise ValueError(f"{path}:{number}: label {_shown(stored)} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
     known = [(OWN, own)] if own is not None else []
     known += [(name, found[clip_id]) for name, found in sources.items() if clip_id in found]
     if not known:
@@ -290,11 +315,13 @@ def _score(row: dict, path: Path, number: int) -> float:
     if score is None or (isinstance(score, str) and score.strip().lower() in MISSING_SCORES):
         return math.nan
     if isinstance(score, bool) or not isinstance(score, (int, float, str)):
-        raise ValueError(f"{path}:{number}: score {score!r} is no number")
+        raise ValueError(f"{path}:{number}: score {_shown(score)} is no number")
     try:
-        return float(score)
+        # Python's own digit groups, 1_000, are nobody's scores.
+        value = float(score if isinstance(score, int) or "_" not in score else "")
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}:{number}: score {score!r} is no number") from error
+        raise ValueError(f"{path}:{number}: score {_shown(score)} is no number, or one that no float holds") from error
+    return value
 
 
 def _probability(row: dict, path: Path, number: int) -> float | None:
@@ -307,7 +334,7 @@ def _probability(row: dict, path: Path, number: int) -> float | None:
     except (TypeError, ValueError):
         value = math.nan
     if not 0 <= value <= 1:
-        raise ValueError(f"{path}:{number}: probability {stored!r}: a number from 0 to 1 is allowed, or none")
+        raise ValueError(f"{path}:{number}: probability {_shown(stored)}: a number from 0 to 1 is allowed, or none")
     return value
 
 
@@ -318,4 +345,4 @@ def _verdict(row: dict, path: Path, number: int) -> Verdict | None:
     try:
         return Verdict(str(stored).strip().lower())
     except ValueError as error:
-        raise ValueError(f"{path}:{number}: verdict {stored!r}: {', '.join(verdict.value for verdict in Verdict)} are allowed") from error
+        raise ValueError(f"{path}:{number}: verdict {_shown(stored)}: {', '.join(verdict.value for verdict in Verdict)} are allowed") from error

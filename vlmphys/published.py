@@ -21,7 +21,7 @@ BY_CATEGORY = ("table1", "table2", "table3", "physad_table4_auroc")
 DIGITS = 3       # of the printed means
 # The multi-turn paper's protocol parses a verdict; Phys-AD's ranks by a printed or computed score.
 FIGURE_OF = {"table1": "hard verdict", "table3": "hard verdict", "physad_table4_auroc": "score"}
-# Which columns stand beside a run: table 1 repeats the zero-shot methods of Phys-AD's table 4 but for its own method.
+# Which columns stand beside a run (None: all). Of table 1 only "Ours": its other columns repeat zero-shot methods of Phys-AD's table 4.
 SHOWN = {"physad_table4_auroc": None, "table1": ("Ours",), "table3": ("no_physics", "single_turn")}
 OWN_FIGURES = {"auroc": "score", "auroc_verdict": "hard verdict"}
 # Of the multi-turn paper's table 2: its columns' ends and the runs' own keys.
@@ -110,7 +110,7 @@ def beside_table(runs: Mapping[str, dict]) -> TextTable | None:
             rows.append([f"{column}, {source['source']}", source["supervision"][column], FIGURE_OF[table],
                          _mean_text(mean_over(source["rows"], column, shared), len(known), len(shared)),
                          f"{mean_over(source['rows'], column):.4f} ({len(source['rows'])})", f"{source['printed_mean'][column]:.3f}"])
-    header = ["method", "given of Phys-AD", "AUROC of the", f"mean over the {len(shared)} shared", "mean over all its rows", "as printed"]
+    header = ["method", "given of Phys-AD", "AUROC of the", f"mean over the {_count(shared)}", "mean over all its rows", "as printed"]
     notes = ["published rows are other experiments: other clips where the bench is simulated, and another split in any case; compare a level of "
              "supervision with its own kind", f"shared: {', '.join(shared)}; in brackets over how many categories, where it is not all of them",
              *difference_notes()]
@@ -142,7 +142,7 @@ def published_note(runs: Mapping[str, dict]) -> str | None:
     given = ", ".join(dict.fromkeys(source["supervision"].values()))
     means = ", ".join(f"{variant} {mean_over(source['rows'], variant, shared):.3f} ({printed:.3f})"
                       for variant, printed in source["printed_mean"].items())
-    return (f"{source['source']}, AUROC of the {FIGURE_OF['table3']}, {given}: mean over the {len(shared)} shared categories (as printed, over "
+    return (f"{source['source']}, AUROC of the {FIGURE_OF['table3']}, {given}: mean over the {_count(shared)} (as printed, over "
             f"{len(source['rows'])}): {means}; other clips than these; the report has all published rows")
 
 
@@ -200,6 +200,10 @@ def texts_beside(runs: Mapping[str, dict]) -> TextTable | None:
     notes = [f"published: {source['source']}; neither its sentence model nor its judge's prompt is published, so that figures of this scorer are not "
              "on its scale", *difference_notes(("table2",))]
     return TextTable("Explanations beside the published ones", header, rows, notes, frozenset({len(rows) - 2, len(rows) - 1}))
+
+
+def _count(shared: Sequence[str]) -> str:
+    return "one shared category" if len(shared) == 1 else f"{len(shared)} shared categories"
 
 
 def _figure(value: float | None) -> str:

@@ -123,5 +123,5 @@ def _causes_by_state(name: str, scores: Mapping, named: bool) -> str:
     if not tables:
         return ""
     return (f'<h2>Causes by state{f", {escape(name)}" if named else ""}</h2><p class="small soft">Rows: the true state; columns: the state with the '
-            f'reference text nearest to the explanation; in clips.</p><details><summary class="small">{len(tables)} categories</summary>'
-            f'<div class="panels wide">{"".join(tables)}</div></details>')
+            f'reference text nearest to the explanation; in clips.</p><details><summary class="small">'
+            f'{len(tables)} {"category" if len(tables) == 1 else "categories"}</summary><div class="panels wide">{"".join(tables)}</div></details>')

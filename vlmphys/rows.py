@@ -13,8 +13,7 @@ OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 def table_rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
     """Line number and row of a CSV (by its suffix) or JSONL file; the header of a CSV must have these columns."""
-    if not path.is_file():
-        raise ValueError(f"no such predictions file: {path}")
+    check_file(path)
     try:
         if path.suffix.lower() == ".csv":
             yield from _csv_rows(path, columns)
@@ -23,9 +22,30 @@ def table_rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, d
             with open(path, encoding="utf-8-sig", newline="\n") as stream:
                 for number, line in enumerate(stream, start=1):
                     if line.strip():
-                        yield number, json_object(line, path, number)
+                        row = json_object(line, path, number)
+                        if "\\u" in line:
+                            check_characters(row, f"{path}:{number}")
+                        yield number, row
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: a JSONL or CSV file is expected") from error
+    except OSError as error:
+        raise ValueError(unreadable(path, error)) from error
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError for what is no file."""
+    try:
+        is_file = path.is_file()
+    except OSError as error:     # a name that no file may have
+        raise ValueError(unreadable(path, error)) from error
+    if not is_file:
+        what = "it is a folder: give a file in it" if path.is_dir() else "it is no plain file: write it to one" if path.exists() else "no such file"
+        raise ValueError(f"{path}: {what}")
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """What is said of a file that the disk or its owner keeps."""
+    return f"{path} cannot be read ({error.strerror}): give a file that you may read"
 
 
 def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
@@ -33,20 +53,23 @@ def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]
     with open(path, newline="", encoding="utf-8-sig") as stream:
         reader = csv.reader(stream)
         try:
-            header = next(reader, [])
+            header = [name.strip() for name in next(reader, [])]
             _check_header(header, columns, path)
             for fields in reader:
                 if len(fields) == len(header):
                     yield reader.line_num, dict(zip(header, fields))
                 elif fields:
-                    raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header")
+                    raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header ({len(fields)}, not {len(header)}): "
+                                     "give it all of them, and close every quote")
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: no CSV row ({error}): close its quotes, shorten the field, "
                              "or give the rows as JSONL") from error
 
 
 def _check_header(header: Sequence[str], columns: tuple[str, ...], path: Path) -> None:
-    """Raise ValueError where a CSV lacks a column that every row needs, saying what it has and what seems to part its fields."""
+    """Raise ValueError where a CSV has two columns of one name, or lacks one that every row needs: what it has, what seems to part its fields."""
+    if twice := sorted({name for name in header if name and header.count(name) > 1}):
+        raise ValueError(f"{path}:1: the header has two columns {twice[0]}: rename or delete one")
     absent = [column for column in columns if column not in header]
     if not header or not absent:
         return
@@ -63,8 +86,18 @@ def json_object(line: bytes | str, path: Path, number: int) -> dict:
     """The object that one line holds. Raises ValueError, naming file and line, for anything else."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{number}: no JSON ({error.msg}): one JSON object a line is expected, or a file ending in .csv") from error
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", None) or str(error).partition(";")[0]
+        raise ValueError(f"{path}:{number}: no JSON ({reason}): one JSON object a line is expected, or a file ending in .csv") from error
     if not isinstance(row, dict):
         raise ValueError(f"{path}:{number}: one JSON object a line is expected, not a {type(row).__name__}")
     return row
+
+
+def check_characters(value: object, where: str) -> None:
+    """Raise ValueError where an escape is half of a pair, such as \\ud83d alone: it is no text, and could not be written again."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {ascii(error.object[error.start])} is half of a character: write whole ones, "
+                         "or a question mark in its place") from error

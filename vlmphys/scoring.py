@@ -34,6 +34,8 @@ NAMED_AT_MOST = 5
 def choose_threshold(predictions: Predictions, given: float | None) -> dict:
     """The score at and above which a clip counts as anomalous, with the rule that chose it: {"value", "rule"}."""
     if given is not None:
+        if not np.isfinite(given):
+            raise ValueError(f"--threshold {given}: a number is needed, from which a score counts as anomalous")
         return {"value": float(given), "rule": "given"}
     if predictions.constants["data_fingerprint"] is not None:
         return {"value": 0.0, "rule": "0: the scores are log-odds of vlmphys"}
@@ -83,7 +85,8 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     per_category, replicates, tied, one_verdict = {}, {}, [], []
     for index, name in enumerate(names.tolist()):
         rows = category_of_N == index
-        if rows.sum() > 1 and len(np.unique(predictions.scores_N[rows])) == 1:
+        known = predictions.scores_N[rows & ~np.isnan(predictions.scores_N)]
+        if len(known) > 1 and known.min() == known.max():
             tied.append(name)
         per_category[name], replicates[name] = _score_category(
             predictions.labels_N[rows], predictions.scores_N[rows], anomalous_N[rows], unparsed_N[rows], judged_N[rows],

@@ -1,9 +1,11 @@
-"""Stopping a run from outside: the first SIGTERM or SIGINT asks it to save and leave after the optimizer step in hand."""
+"""Stopping a run from outside, and with which status a command ends: the first SIGTERM or SIGINT asks a run to save what it has and leave."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import time
+from collections.abc import Callable
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # One Ctrl-C reaches a process twice: from the terminal, and again from the launcher that passes it on. What comes this
@@ -50,3 +52,19 @@ class Stopped(Exception):
         super().__init__(message)
         # Another rank may have had the signal.
         self.number = number or signal.SIGTERM
+
+
+def exit_status(command: Callable[[], int | None], interrupted: str = "stopped") -> int:
+    """Run the work of a command's `main`, and return its exit status: what the work returns (0 for None); 2 for a ValueError, whose sentence goes to
+    stderr; 128 and the signal's number for Stopped, and for a Ctrl-C that nothing else waits for, of which stderr says `interrupted`."""
+    try:
+        return command() or 0
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.number
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 128 + signal.SIGINT

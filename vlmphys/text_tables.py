@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from html import escape
 
@@ -27,12 +28,12 @@ class TextTable:
     def markdown(self) -> str:
         """The table in Markdown, with its notes."""
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"## {self.title}\n\n{table}\n\n" + "".join(f"- {note}\n" for note in self.notes)
+        table = "\n".join("| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"## {markdown_text(self.title)}\n\n{table}\n\n" + "".join(f"- {markdown_text(note)}\n" for note in self.notes)
 
     def latex(self) -> str:
         """A plain tabular, which needs no package; the title and the notes stand before it as comments."""
-        comments = "".join("% " + line.replace("\n", " ") + "\n" for line in (self.title, *self.notes))
+        comments = "".join("% " + one_line(line) + "\n" for line in (self.title, *self.notes))
         lines = [" & ".join(map(latex_text, self.header)) + r" \\", r"\hline"]
         for place, row in enumerate(self.rows):
             if place in self.means and place - 1 not in self.means:
@@ -63,6 +64,16 @@ class TextTable:
             console.print(Text(f"- {note}"), style="dim")
 
 
+def one_line(text: str) -> str:
+    """A text without line breaks, which would end a row or a comment."""
+    return " ".join(text.splitlines())
+
+
+def markdown_text(text: str) -> str:
+    """A text on one line that opens no HTML element."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", one_line(text))
+
+
 def latex_text(text: str) -> str:
-    """A text with LaTeX's signs escaped."""
-    return "".join(LATEX_SIGNS.get(sign, sign) for sign in text)
+    """A text on one line with LaTeX's signs escaped."""
+    return "".join(LATEX_SIGNS.get(sign, sign) for sign in one_line(text))

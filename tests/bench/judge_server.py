@@ -1,26 +1,21 @@
 """The judge against a real server of the chat protocol: `python tests/bench/judge_server.py [--items 200] [--url URL --model NAME]`.
 
-Without --url it starts `transformers serve` (pip install 'transformers[serving]') with a little chat model made here that
-replies with the same grades to everything: what is shown is that every item is asked once and answered, that a run killed in the middle (SIGKILL, then SIGTERM)
-loses nothing and asks nothing that is answered again, and what it costs. Between the judge and the server stands a proxy that counts.
+Without --url it starts `transformers serve` (pip install 'transformers[serving]') with a little chat model made here that replies with the same
+grades to everything. It shows that every item is asked once and answered, that a run killed in the middle (SIGKILL, then SIGTERM) loses nothing and asks
+nothing that is answered again, and what it costs. Between the judge and the server stands a proxy that counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
-from chat_serving import CountingProxy, interrupted, served  # noqa: E402
+from chat_serving import CountingProxy, add_server_arguments, resumed, with_server  # noqa: E402
 
 
 def graded(body: dict) -> str:
@@ -44,20 +39,14 @@ def main() -> int:
     """Print what was found; 1 where an item was lost, or asked again though it was answered."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=200)
-    parser.add_argument("--url", help="of a server that runs already")
-    parser.add_argument("--model", help="its model's name")
-    parser.add_argument("--port", type=int, default=8917)
-    parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--concurrency", type=int, default=4)
-    arguments = parser.parse_args()
-    os.environ.update(HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]), OMP_NUM_THREADS="1")
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.url is not None:
-            return measure(arguments, Path(folder), arguments.url, arguments.model)
-        from chat_model import build_chat_model
-        model = build_chat_model(Path(folder) / "chat", taught=True)
-        with served(Path(folder) / "server.log", arguments.port) as url:
-            return measure(arguments, Path(folder), url, str(model))
+    add_server_arguments(parser, 8917, 48)
+    return with_server(parser, measure, taught_model)
+
+
+def taught_model(folder: Path) -> Path:
+    """A chat model that gives one and the same grade."""
+    from chat_model import build_chat_model
+    return build_chat_model(folder, taught=True)
 
 
 def measure(arguments: argparse.Namespace, folder: Path, url: str, model: str) -> int:
@@ -66,34 +55,20 @@ def measure(arguments: argparse.Namespace, folder: Path, url: str, model: str) -
     write_predictions(predictions, arguments.items)
     command = [sys.executable, "launch/score.py", "--predictions", str(predictions), "--out", str(out), "--judge", "openai", "--judge-url",
                proxy.url, "--judge-model", model, "--judge-max-tokens", str(arguments.max_tokens), "--judge-concurrency", str(arguments.concurrency)]
-    journal = out / "judge.jsonl"
-    began = time.perf_counter()
-    kept = []
-    for share, number in ((0.3, signal.SIGKILL), (0.6, signal.SIGTERM)):
-        interrupted(command, REPOSITORY, proxy, int(share * arguments.items), number)
-        kept.append(len(journal.read_bytes().splitlines()))
-        print(f"{number.name} after {sum(proxy.asked.values())} requests: {kept[-1]} replies kept", flush=True)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - began
-    if done.returncode:
-        print(done.stdout + done.stderr)
+    found = resumed(command, proxy, out / "judge.jsonl", arguments.items)
+    if found.done.returncode or found.again.returncode:
+        print(found.done.stdout + found.done.stderr + found.again.stderr)
         return 1
-    requests = sum(proxy.asked.values())
-    again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     judge = json.loads((out / "scores.json").read_text())["texts"]["llm"]["judge"]
-    rows = [json.loads(line) for line in journal.read_text().splitlines()]
-    twice = sum(count - 1 for count in proxy.asked.values())
-    known = sum(count - 1 for count in proxy.answered.values() if count)
-    print(f"{arguments.items} items, {len(proxy.asked)} different texts asked, {requests} requests in {seconds:.1f} s with two restarts; "
+    print(f"{arguments.items} items, {len(proxy.asked)} different texts asked, {found.requests} requests in {found.seconds:.1f} s with two restarts; "
           f"statuses {dict(proxy.statuses)}")
-    print(f"replies kept {len(rows)}, different {len({row['key'] for row in rows})}; asked twice {twice} (in flight at SIGKILL; at most "
-          f"{arguments.concurrency}), of them answered twice {known}; scoring again: {sum(proxy.asked.values()) - requests} requests")
+    print(f"replies kept {len(found.rows)}, different {len({row['key'] for row in found.rows})}; asked twice {found.twice} (in flight at SIGKILL; at "
+          f"most {arguments.concurrency}), of them answered twice {found.known}; scoring again: {found.repeated} requests")
     print(f"model {judge['reply_models']}; read as grades {judge['n_texts'] - judge['n_failed']}, errors {judge['failures']}; tokens "
           f"{judge['prompt_tokens']} in, {judge['reply_tokens']} out")
-    print("estimate: " + next((line for line in done.stdout.splitlines() if line.startswith("judge ")), "none"))
-    print("again:    " + next((line for line in again.stdout.splitlines() if line.startswith("judge ")), "none"))
-    whole = len({row["key"] for row in rows}) == len(rows) == arguments.items == len(proxy.asked)
-    return int(not whole or twice > arguments.concurrency or sum(proxy.asked.values()) != requests)
+    for name, run in (("estimate", found.done), ("again", found.again)):
+        print(f"{name}: " + next((line for line in run.stdout.splitlines() if line.startswith("judge ")), "none"))
+    return int(not found.whole(proxy, arguments.concurrency) or len(proxy.asked) != arguments.items)
 
 
 if __name__ == "__main__":

@@ -362,7 +362,8 @@ def test_score_refuses_bad_input_and_writes_nothing(monkeypatch, repository, tmp
     for arguments, message in (
             (["--predictions", bare],
              "bare.csv:2: clip 'fan/1' has no label: add a label column (0 normal, 1 anomalous), give --labels FILE, or --data FOLDER"),
-            (["--predictions", tmp_path / "none.jsonl"], "no such predictions file"),
+            (["--predictions", tmp_path / "none.jsonl"], "none.jsonl: no such file"),
+            (["--predictions", good, "--threshold", "nan"], "--threshold nan: a number is needed"),
             (["--predictions", good, good], "are named"),
             (["--predictions", good, "--data", tmp_path / "none"], "none"),
             (["--predictions", good, "--run", tmp_path / "none"], "no such run folder"),

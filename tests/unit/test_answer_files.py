@@ -118,7 +118,7 @@ def test_phys_ads_texts(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_predictions(path)
-    with pytest.raises(ValueError, match="no such predictions file"):
+    with pytest.raises(ValueError, match="none.txt: no such file"):
         read_predictions(tmp_path / "none.txt")
 
 

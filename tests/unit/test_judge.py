@@ -84,7 +84,9 @@ def test_replies_that_are_no_grades_are_errors_and_counted_and_not_asked_again(t
 
 @pytest.mark.parametrize("trouble,kind", [
     ((429, {"Retry-After": "0"}, "slow down"), "HTTP 429"), ((500, {}, "oops"), "HTTP 500"), ((503, {}, ""), "HTTP 503"), (1.0, "time-out"),
-    ((200, {}, "<html>"), "no chat completion"), ((200, {}, '{"choices": []}'), "no chat completion"), ((400, {}, "too long"), "HTTP 400")])
+    ((200, {}, "<html>"), "no chat completion"), ((200, {}, '{"choices": []}'), "no chat completion"),
+    ((200, {}, '{"choices": [{"message": {"content": "1"}}], "usage": {"prompt_tokens": Infinity}}'), "no chat completion"),
+    ((200, {}, "[" * 100_000), "no chat completion"), ((400, {}, "too long"), "HTTP 400")])
 def test_trouble_is_tried_again_where_that_helps_and_is_an_error_where_it_stays(tmp_path, trouble, kind):
     again = kind not in ("no chat completion", "HTTP 400")
     with ChatStub(lambda text, times: trouble if text == "always" or (text == "once" and times == 1) else GOOD) as server:
@@ -201,7 +203,10 @@ def test_the_key_is_written_nowhere(tmp_path, capsys):
     (("--judge-url", ""), "give --judge-url, or set OPENAI_BASE_URL"), (("--judge-key-env", "NO_SUCH_KEY"), "no such variable in the environment"),
     (("--judge", "openia"), "allowed are none, openai, local:DIR and replay"), (("--judge", "local:"), "allowed are none, openai"),
     (("--judge", "local:/nowhere"), "config.json is missing"), (("--judge-tries", "0"), "must be above 0"),
-    (("--judge-concurrency", "0"), "at least 1 is needed"), (("--judge-rate", "-1"), "must be above 0")])
+    (("--judge-url", "http://localhost:abc/v1"), "a port from 1 to 65535"), (("--judge-url", "http://localhost:99999/v1"), "a port from 1 to 65535"),
+    (("--judge-url", "http://[::1/v1"), "an address such as"), (("--judge-url", "http://localhost/v 1"), "no space"),
+    (("--judge-url", "me:pass@host"), "an address such as"), (("--judge-timeout", "nan"), "must be above 0"),
+    (("--judge-concurrency", "0"), "at least 1 is needed"), (("--judge-rate", "-1"), "must be above 0"), (("--judge-rate", "0"), "must be above 0")])
 def test_flags_that_cannot_work_are_refused_before_a_file_is_made(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message) as caught:
         grade(tmp_path / "new", "http://127.0.0.1:9/v1", ["a"], *flags)
@@ -218,9 +223,10 @@ def test_a_line_cut_by_a_kill_is_dropped_and_other_files_are_refused(tmp_path):
         assert all(json.loads(line) for line in path.read_text().splitlines())
     with Journal(path), pytest.raises(ValueError, match="being written by another process"):
         Journal(path)
-    path.write_text('{"clip_id": "fan/1"}\n')
-    with pytest.raises(ValueError, match=r"judge.jsonl:1 is no kept reply"):
-        Journal(path)
+    for line in ('{"clip_id": "fan/1"}', "[" * 100_000, '{"key": "k", "model": "m", "kind": "llm", "text": "t", "prompt_tokens": "7"}'):
+        path.write_text(line + "\n")
+        with pytest.raises(ValueError, match=r"judge.jsonl:1 is no kept reply"):
+            Journal(path)
     Journal(tmp_path / "again.jsonl").close()
 
 

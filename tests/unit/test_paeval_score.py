@@ -75,6 +75,9 @@ def test_nothing_graded_is_null_and_never_zero():
     (read_library, {"fan": {"explanation_label": {"stuck": []}}}, "at least one text"),
     (read_library, {"fan": {"explanation_label": {"stuck": "text"}}}, "fan.explanation_label.stuck: a list is expected, not a str"),
     (read_library, {"fan": {}}, "holds no reference texts"), (read_candidates, {"fan": {"stuck": [1]}}, "fan.stuck: texts are expected"),
+    (read_candidates, {}, "holds no texts"), (read_candidates, {"fan": {"stuck": []}}, "holds no texts"),
+    (read_candidates, {"fan": {"stuck": ["\ud83d"]}}, "half of a character"),
+    (read_raw_replies, {"fan\ud83d": {"descrip": {}}}, "half of a character"),
     (read_candidates, {"fan": "x"}, "an object is expected"), (read_raw_replies, {}, "holds no replies"), (read_raw_replies, [], "JSON object")])
 def test_files_of_another_form_are_refused_with_the_place(tmp_path, read, value, message):
     with pytest.raises(ValueError, match=message):

@@ -62,9 +62,9 @@ def test_tables_of_two_seeds(tmp_path):
     assert cell(detection, "mean", "this run, verdict (fine-tuned on some anomalies)") == "0.800 ± 0.000"
     assert cell(detection, "fan", "Ours (fine-tuned on some anomalies)") == "0.912" and cell(detection, "latch", "LAVAD (zero-shot)") == "–"
     assert cell(detection, "mean", "Ours (fine-tuned on some anomalies)") == "0.967"
-    assert cell(texts, "fan", "this run, SBERT") == "–" and "SBERT of this run is not there: no model" in texts.notes
+    assert cell(texts, "fan", "this run, SBERT") == "–" and "this run has no SBERT in some categories, or in all: no model" in texts.notes
     assert cell(ablation, "mean", "single_turn, published") == "0.787" and cell(ablation, "mean", "single_turn, this run, score") == "0.650 ± 0.354"
-    assert any("holds in 1 of 2 seed(s) by the score's mean" in note for note in ablation.notes)
+    assert any("holds in 1 of 2 seeds by the mean of the columns 'score'" in note for note in ablation.notes)
     assert [row[0] for row in losses.rows] == ["multi_turn, seed_0", "multi_turn, seed_1"]
     assert [cell(losses, f"multi_turn, seed_{seed}", "loss") for seed in range(2)] == ["1.0000", "2.0000"] and "loss_turn_2" not in losses.header
     assert paper.summary(seeds)["figures"]["multi_turn"]["auroc"]["mean"] == pytest.approx([0.9, 0.8])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,16 +153,44 @@ def test_csv_and_jsonl_of_any_program(tmp_path):
     (['{"clip_id": "fan/1", "label": 1, "score": 1, "verdict": "yes"}'], ":1: verdict 'yes': normal, anomalous, unparsed"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', "", '{"clip_id": "fan/1", "label": 1, "score": 2}'],
      ":3: clip 'fan/1' stands already in line 1, with other figures"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1, "explanation": "a"}', '{"clip_id": "fan/1", "label": 1, "score": 1, "explanation": "b"}'],
+     ":2: clip 'fan/1' stands already in line 1, with another text"),
     (['{"clip_id": "fan/1", "label": 1, "score": 1}', '{"clip_id": "fan/2", "lab'], ":2: no JSON"),
     (["[1, 2]"], ":1: one JSON object a line is expected, not a list"),
     ([""], "holds no predictions"),
     (['{"clip_id": "a/b", "label": 1, "score": 1, "probability": 1.5, "data_fingerprint": "f"}'], "probability 1.5: a number from 0 to 1"),
+    (['{"clip_id": " ", "label": 1, "score": 1}'], ":1: no clip_id"),
+    (['{"clip_id": "/data/fan/1", "label": 1, "score": 1}'], ":1: clip_id '/data/fan/1' begins with a slash"),
+    (['{"clip_id": "fan/1", "label": 1, "score": "1_0"}'], ":1: score '1_0' is no number"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1' + "0" * 400 + "}"], r":1: score 10{79}\.\.\. is no number, or one that no float holds"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1' + "0" * 5000 + "}"], r":1: no JSON \(Exceeds the limit \(4300 digits\)"),
+    (["[" * 100_000], r":1: no JSON \(maximum recursion depth"),
+    (['{"clip_id": "fan/\\ud83d", "label": 1, "score": 1}'], r":1: '\\ud83d' is half of a character"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1, "explanation": ["a"]}'], r":1: explanation \['a'\]: a text is allowed"),
+    (['{"clip_id": "fan/1", "label": 1, "score": 1, "category": {"a": 1}}'], ":1: category {'a': 1}: a name is allowed"),
 ])
 def test_bad_rows_are_named_by_file_and_line(tmp_path, rows, message):
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(rows) + "\n")
     with pytest.raises(ValueError, match="x.jsonl" + message if message.startswith(":") else message):
         read_predictions(path)
+
+
+def test_a_csv_header_may_hold_spaces_and_no_name_twice(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("clip_id, label , score\nfan/1, 1 , 0.5\n")
+    read = read_predictions(path)
+    assert read.labels_N.tolist() == [1] and read.scores_N.tolist() == [0.5]
+    path.write_text("clip_id,label,score,score\nfan/1,1,0.5,0.7\n")
+    with pytest.raises(ValueError, match="x.csv:1: the header has two columns score"):
+        read_predictions(path)
+
+
+def test_whole_characters_may_be_escaped_and_a_model_may_be_named_by_anything(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"clip_id": "fan/1", "label": 1, "score": 1, "explanation": "\\ud83d\\ude00", "model": ["a", 1]}\n')
+    read = read_predictions(path)
+    assert read.explanations == ["\U0001f600"] and read.constants["model"] == "['a', 1]"
 
 
 def test_ragged_csv_and_missing_file_are_refused(tmp_path):
@@ -178,8 +207,11 @@ def test_ragged_csv_and_missing_file_are_refused(tmp_path):
     path.write_text("clip_id,label," + "x" * 200_000 + "\nfan/1,1,0.5\n")
     with pytest.raises(ValueError, match="x.csv:1: no CSV row"):
         read_predictions(path)
-    with pytest.raises(ValueError, match="no such predictions file"):
-        read_predictions(tmp_path / "none.jsonl")
+    for unreadable, message in ((tmp_path / "none.jsonl", "none.jsonl: no such file"), (tmp_path, "it is a folder"),
+                                (Path("/dev/null"), "no plain file"), (tmp_path / ("x" * 300), "cannot be read"),
+                                (Path("/proc/self/mem"), "cannot be read")):
+        with pytest.raises(ValueError, match=message):
+            read_predictions(unreadable)
 
 
 def test_rows_that_repeat_another_one_are_counted_and_left_out(tmp_path):

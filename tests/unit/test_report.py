@@ -106,6 +106,9 @@ def test_charts_are_well_formed_and_show_the_curve():
     words = re.findall(r'class="axis">(.*?)<', svg)
     assert words == ["score", "share of the class (tallest bar 100%)"]
     assert all(float(attrs["y"]) >= 14 and float(attrs["y"]) + float(attrs["height"]) <= 90.1 for attrs in Page(svg).named("rect"))
+    with np.errstate(all="raise"):
+        wide = histogram_svg(labels[:2], np.array([-1.7e308, 1.7e308]), 0.0, "x")
+    assert "-1.7e+308<" in wide and "nan" not in wide and 'class="cut" d="M113.0,' in wide, "a range beyond the largest float"
     assert "no scores" in histogram_svg(labels[:1], np.array([np.nan]), 0.0, "x")
 
 

@@ -164,6 +164,21 @@ def test_the_threshold_says_where_it_comes_from(tmp_path):
     assert scored(path, threshold=0.15)["threshold"] == {"value": 0.15, "rule": "given"}
 
 
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_a_threshold_is_a_number(tmp_path, threshold):
+    (tmp_path / "p.csv").write_text("clip_id,label,score\nfan/1,0,0.1\nfan/2,1,0.2\n")
+    with pytest.raises(ValueError, match="--threshold (nan|inf): a number is needed"):
+        scored(tmp_path / "p.csv", threshold=threshold)
+
+
+def test_missing_scores_neither_hide_a_tie_nor_make_one(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("clip_id,label,score,verdict\nfan/1,0,3,normal\nfan/2,1,3,anomalous\nfan/3,1,,anomalous\n"
+                    "gear/1,0,,normal\ngear/2,1,,anomalous\n")
+    warnings = scored(path)["warnings"]
+    assert [text for text in warnings if "equal" in text] == ["all scores are equal in fan: an AUROC of 0.5 says nothing there"]
+
+
 def test_equal_scores_and_clips_of_train_and_val_are_warned_of(tmp_path):
     rows = write_rows(tmp_path / "p.jsonl", ["fan"])
     for row in rows:

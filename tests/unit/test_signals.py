@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from vlmphys import signals
-from vlmphys.signals import Stopped, StopRequests
+from vlmphys.signals import Stopped, StopRequests, exit_status
 
 pytestmark = pytest.mark.unit
 
@@ -38,3 +38,16 @@ def test_a_later_signal_acts_as_before(monkeypatch):
 
 def test_a_rank_that_had_no_signal_itself_reports_a_termination():
     assert Stopped("after step 3", None).number == signal.SIGTERM and Stopped("", signal.SIGINT).number == signal.SIGINT
+
+
+def test_a_command_ends_with_one_sentence_and_its_documented_status(capsys):
+    def failing(error: BaseException):
+        def work() -> None:
+            raise error
+        return work
+    assert [exit_status(lambda: None), exit_status(lambda: 3)] == [0, 3] and capsys.readouterr().err == ""
+    for error, status, said in ((ValueError("--out x: give a folder"), 2, "error: --out x: give a folder\n"),
+                                (Stopped("4 replies are kept", signal.SIGTERM), 143, "4 replies are kept\n"), (KeyboardInterrupt(), 130, "stopped\n")):
+        assert exit_status(failing(error)) == status and capsys.readouterr().err == said
+    with pytest.raises(ZeroDivisionError):     # a fault of the program keeps its traceback
+        exit_status(lambda: 1 // 0)

@@ -15,7 +15,10 @@ TABLE = TextTable("A title", ["category", "a|b & <c>"], [["rubber_band", "50 %"]
 
 def test_markdown_keeps_its_columns():
     lines = [line for line in TABLE.markdown().splitlines() if line.startswith("|")]
-    assert len(lines) == 5 and {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3} and "- a note with <i>" in TABLE.markdown()
+    assert len(lines) == 5 and {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {3} and "- a note with &lt;i>" in TABLE.markdown()
+    broken = TextTable("A\ntitle", ["category", "p"], [["a\nb <script>", "< 0.001"]], ["first\nsecond"])
+    assert broken.markdown().splitlines()[0] == "## A title" and "| a b &lt;script> | < 0.001 |" in broken.markdown()
+    assert "- first second\n" in broken.markdown() and "a b \\textless{}script" in broken.latex()
 
 
 def test_latex_is_a_plain_tabular_with_its_signs_escaped():
