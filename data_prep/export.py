@@ -9,7 +9,8 @@ from pathlib import Path
 from vlmphys.bridges import FORMATS, SHAREGPT
 from vlmphys.clip_lists import find_clips
 from vlmphys.dialogue_export import INFO, make_samples, write_samples
-from vlmphys.packing import DialogueSettings, check_clips
+from vlmphys.dialogue_packing import DialogueSettings
+from vlmphys.packing import check_clips
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
 from vlmphys.signals import exit_status

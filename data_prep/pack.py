@@ -19,12 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlmphys.clip_lists import find_clips
+from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
 from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.features import FEATURES, FeaturesTable
 from vlmphys.files import only_writer, write_atomic
 from vlmphys.frame_rules import FRAME_RULES
-from vlmphys.packing import (READER_LIMIT_SECONDS, DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues,
-                             pack_frames)
+from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.clip_lists import find_clips
+from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.layout import Clip
 from vlmphys.signals import exit_status
 from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split

@@ -16,9 +16,10 @@ from clip_files import encode_clip, make_videos
 from launching import load_script
 
 from vlmphys import packing
+from vlmphys.dialogue_packing import shuffled_states
 from vlmphys.files import only_writer
 from vlmphys.layout import scan_videos
-from vlmphys.packing import FrameSettings, pack_frames, shuffled_states
+from vlmphys.packing import FrameSettings, pack_frames
 from vlmphys.pixels import fit_frames
 from vlmphys.records import sha256_file
 from vlmphys.shards import FramesTable, open_packed

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from vlmphys.files import finish_swap, json_bytes, only_writer, swap_folder, write_atomic
-from vlmphys.shards import VERSION, DialogueTable, FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of, open_packed
+from vlmphys.shard_files import VERSION, ShardWriter, manifest_of
+from vlmphys.shards import DialogueTable, FramesTable, dialogues_schema, frames_schema, open_packed
 
 pytestmark = pytest.mark.unit
 
