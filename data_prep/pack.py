@@ -81,7 +81,7 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     """Check all inputs, then write: nothing is decoded before everything that can be known to fail has been tried. Returns how many clips are in
     quarantine."""
-    out = Path(options.out).expanduser()
+    out = Path(os.path.expanduser(options.out))
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
     if workers < 0:
         raise ValueError(f"--workers {workers}: must be 0 or more")

@@ -40,7 +40,7 @@ class Clip:
         """Whether the data set's author put it on the train side (normal clips only; what a list holds out to validate counts as train)."""
         if self.side is not None:
             return self.label == 0 and self.side != Split.TEST.value
-        return self.clip_id.split("/")[1] == TRAIN_FOLDER
+        return self.label == 0 and self.clip_id.split("/")[1] == TRAIN_FOLDER
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def scan_videos(root: str | Path) -> list[Clip]:
     has videos, too. Raises ValueError for a root that is no folder, a root without clips, a video or a folder of frames outside the
     layouts, and two files that would share one clip id.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not root.exists():
         raise ValueError(f"videos folder {root}: no such folder; expected layout: {LAYOUT}")
     if not root.is_dir():
