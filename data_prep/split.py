@@ -47,9 +47,9 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0: written; 2: something is wrong, as one message says."""
+    """0: written; 2: something is wrong, as one message says; 130: stopped from the keyboard."""
     options = parse()
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(options), "stopped, nothing was written; the hashes of clips that were looked at are kept")
 
 
 def run(options: argparse.Namespace) -> None:

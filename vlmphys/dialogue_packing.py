@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, swap_folder, write_atomic
-from vlmphys.packing import PackReport, report_of, stored_inputs
+from vlmphys.packing import PackReport, check_partial, report_of, stored_inputs
 from vlmphys.priors import Prior, priors_sha256
 from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
 from vlmphys.records import Split, Variant, sha256_text, stable_int
@@ -88,6 +88,7 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
     if stored_inputs(target) == inputs:
         return report_of(DialogueTable.open(target).manifest, True)
     with clear_disk_errors(out, "finished shards"):
+        check_partial(partial)
         if partial.exists():
             shutil.rmtree(partial)
         partial.mkdir()

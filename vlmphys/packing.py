@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,8 @@ CLIPS_PER_SHARD = 256
 # A 1080p clip takes a third of a second; one that takes this long never ends.
 READER_LIMIT_SECONDS = 120.0
 JOURNAL = "progress.jsonl"
+# What a folder that is not finished may hold; all else is somebody's.
+OWN_FILES = re.compile(rf"\w+-\d{{5,}}\.arrow(\.tmp)?|{re.escape(JOURNAL)}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)}|\..+\.tmp")
 # Clips that wait for the disk at most: what comes in while a shard is hashed and made durable, which takes a second or two.
 WAITING_FOR_DISK = 32
 
@@ -290,16 +293,29 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
 
 def stored_inputs(target: Path) -> str | None:
     """What a packed folder was made from; None where there is none yet, or one of another version. ValueError for a stranger's folder."""
+    foreign = f"{target}: exists and was not written by data_prep/pack.py; give another --out"
     if not (target / MANIFEST).is_file():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"{target}: exists and was not written by data_prep/pack.py; give another --out")
+            raise ValueError(foreign)
         return None
     manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
+    if manifest.get("kind") != target.name:
+        raise ValueError(foreign)
     return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
+
+
+def check_partial(partial: Path) -> None:
+    """Raise ValueError for a folder of this name that holds anything but what an earlier run of pack.py left unfinished."""
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise ValueError(f"{partial}: is no folder that data_prep/pack.py made; move it away, or give another --out")
+    strange = sorted(path.name for path in partial.iterdir() if not OWN_FILES.fullmatch(path.name)) if partial.exists() else []
+    if strange:
+        raise ValueError(f"{partial}: holds {strange[0]!r}, which data_prep/pack.py did not write; move it away, or give another --out")
 
 
 def open_journal(partial: Path, inputs: str) -> dict[int, dict]:
     """The shards that an earlier run of the same inputs left whole, by number; a folder of other inputs is cleared."""
+    check_partial(partial)
     journal, done = partial / JOURNAL, {}
     lines = journal.read_text().split("\n")[:-1] if journal.is_file() else []  # a last line without its end was cut off by a crash
     if lines and json.loads(lines[0]) == {"inputs_sha256": inputs}:

@@ -135,7 +135,11 @@ class Table:
         if path.stat().st_size != line["bytes"]:
             raise self._damaged(path, f"has {path.stat().st_size} bytes, its manifest says {line['bytes']}")
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            mapped = pa.memory_map(str(path))
+        except PermissionError as error:
+            raise ValueError(f"{path}: cannot be read (Permission denied); give yourself the right to read it") from error
+        try:
+            reader = pa.ipc.open_file(mapped)
             batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
             for batch in batches:
                 batch.validate(full=True)       # offsets and names: no pixel and no token is read

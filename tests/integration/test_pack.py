@@ -287,6 +287,14 @@ def test_other_settings_and_other_files_are_packed_anew(tmp_path):
     with pytest.raises(ValueError, match="was not written by data_prep/pack.py"):
         pack_frames(scan_videos(root), tmp_path / "mine", FrameSettings(8, 32), 0)
     assert (tmp_path / "mine/frames/thesis.txt").exists()
+    for name, words in (("frames.partial/thesis.txt", "holds 'thesis.txt', which data_prep/pack.py did not write"),
+                        ("frames/manifest.json", "was not written by data_prep/pack.py")):
+        path = tmp_path / words[:5] / name
+        path.parent.mkdir(parents=True)
+        path.write_text('{"name": "a web page"}')
+        with pytest.raises(ValueError, match=words):
+            pack_frames(scan_videos(root), tmp_path / words[:5], FrameSettings(8, 32), 0)
+        assert path.read_text() == '{"name": "a web page"}'
 
 
 def test_shuffled_labels_permute_the_train_clips_of_each_category(packed):
