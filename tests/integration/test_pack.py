@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from clip_files import encode_clip, make_videos
 from launching import load_script
 
@@ -228,6 +229,29 @@ def test_bad_input_is_one_sentence_and_writes_nothing(videos, repository, tiny_m
                    status=2)
     assert "none of the 3 clips can be used" in said
     assert not out.exists()
+
+
+def test_what_would_be_passed_over_or_fail_after_the_decoding_is_refused_before(packed, videos, repository, tiny_model_folder, tmp_path, monkeypatch,
+                                                                              capsys):
+    def refusal(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["pack.py", "--model", str(tiny_model_folder), *map(str, words)])
+        assert pack.main() == 2
+        return capsys.readouterr().err
+
+    pack, out = load_script(repository / "data_prep/pack.py"), tmp_path / "packed"
+    arguments = ["--videos", videos, "--split", packed / "split.json", "--out", out, "--workers", 0]
+    assert "--out is empty" in refusal(*arguments, "--out", "")
+    assert "--only frames does not make" in refusal(*arguments, "--only", "frames", "--statistics")
+    if not torch.cuda.is_available():
+        assert "this machine has no usable GPU" in refusal(*arguments, "--features", "--device", "cuda")
+    assert not out.exists()
+    out.mkdir()
+    (out / "split.json").write_text("mine")
+    assert "give another --out, or move it away" in refusal(*arguments) and [path.name for path in out.iterdir()] == ["split.json"]
+    before = tree(packed)
+    for words in (["--frames", 4], ["--frame-rule", "phase"], ["--fit", "stretch"], ["--roi", "0,0,0.5,1"]):
+        assert f"{words[0]} belongs to the frames" in refusal("--only", "dialogues", "--out", packed, *words)
+    assert tree(packed) == before
 
 
 def test_a_second_packer_is_refused(packed, videos, repository, tiny_model_folder):
