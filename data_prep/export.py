@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from vlmphys.bridges import FORMATS, SHAREGPT
 from vlmphys.clip_lists import find_clips
 from vlmphys.dialogue_export import INFO, make_samples, write_samples
-from vlmphys.packing import DialogueSettings, check_clips
+from vlmphys.dialogue_packing import DialogueSettings
+from vlmphys.packing import check_clips
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
 from vlmphys.signals import exit_status
@@ -20,7 +22,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout, or a list of clips (csv, jsonl, json)")
     parser.add_argument("--split", required=True, help="file written by split.py: a file is written for each of its sides")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--format", default=SHAREGPT, choices=FORMATS, help="sharegpt: LLaMA-Factory's, with its dataset_info.json")
     parser.add_argument("--variants", default=Variant.MULTI_TURN.value, help="dialogue variants, separated by commas; files of their own")
     parser.add_argument("--relative", action="store_true", help="write video paths relative to --out instead of whole ones")
@@ -42,15 +44,16 @@ def run(options: argparse.Namespace) -> None:
     split = load_split(options.split)
     clips = check_clips(find_clips(options.videos), split)
     priors = load_priors({clip.category for clip in clips}, options.priors)
-    relative_to = options.out.expanduser().absolute() if options.relative else None
+    out = Path(os.path.expanduser(options.out))
+    relative_to = out.absolute() if options.relative else None
     made = [make_samples(clips, split, priors, variant, settings.seed, settings.system, relative_to) for variant in settings.variants]
     counts: dict[str, int] = {}
     for samples in made:
-        counts.update(write_samples(options.out.expanduser(), samples, options.format))
+        counts.update(write_samples(out, samples, options.format))
     for name, count in counts.items():
-        print(f"{options.out / name}: {count} dialogues")
+        print(f"{out / name}: {count} dialogues")
     if options.format == SHAREGPT:
-        print(f"{options.out / INFO}: names them for LLaMA-Factory (dataset_dir: {options.out})")
+        print(f"{out / INFO}: names them for LLaMA-Factory (dataset_dir: {out})")
 
 
 if __name__ == "__main__":

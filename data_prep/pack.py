@@ -19,25 +19,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlmphys.clip_lists import find_clips
+from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
 from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.features import FEATURES, FeaturesTable
 from vlmphys.files import only_writer, write_atomic
 from vlmphys.frame_rules import FRAME_RULES
-from vlmphys.packing import (READER_LIMIT_SECONDS, DialogueMaker, DialogueSettings, FrameSettings, PackReport, check_clips, pack_dialogues,
-                             pack_frames)
+from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
 from vlmphys.signals import exit_status
-from vlmphys.splits import SplitFile, load_split
+from vlmphys.splits import SplitFile, check_split_target, load_split
 from vlmphys.video import READERS
 
 console = Console(highlight=False, soft_wrap=True)
 
 
-def parse() -> argparse.Namespace:
+def parser_of() -> argparse.ArgumentParser:
     variants = ",".join(variant.value for variant in Variant)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--videos", help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json (not needed "
@@ -70,25 +70,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where --features runs the tower; auto: the GPU, if any")
     parser.add_argument("--show", type=int, metavar="N", help="print N of the packed dialogues, their supervised tokens in colour")
     parser.add_argument("--statistics", action="store_true", help="print how long the packed dialogues are, and what share of them is supervised")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> int:
-    options = parse()
+    options = parser_of().parse_args()
     return exit_status(lambda: 3 if run(options) and options.strict else 0, "stopped; the same command goes on from here")
 
 
 def run(options: argparse.Namespace) -> int:
     """Check all inputs, then write: nothing is decoded before everything that can be known to fail has been tried. Returns how many clips are in
     quarantine."""
-    out = Path(options.out).expanduser()
+    check_options(options)
+    out = Path(os.path.expanduser(options.out))
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
-    if workers < 0:
-        raise ValueError(f"--workers {workers}: must be 0 or more")
-    if options.show is not None and options.show < 1:
-        raise ValueError(f"--show {options.show}: must be at least 1")
-    if not options.time_limit > 0:
-        raise ValueError(f"--time-limit {options.time_limit:g}: must be more than 0 seconds")
     if options.features and not (options.videos or options.split or options.only):
         if options.check:
             raise ValueError("--check is about videos, split and priors: give --videos and --split, or leave --check out")
@@ -106,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         n_frames = options.frames
     else:
         frames = FramesTable.open(out / FRAMES)
+        check_packed_as(frames, options)
         states, n_frames = frames.states(), frames.meta["frames"]
     priors = load_priors({category for category, _ in states.values()}, options.priors)
 
@@ -123,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: --frames {n_frames}: this model was trained on {trained_on} frames a clip; with others it must learn their places anew",
               file=sys.stderr)
     maker.check(states)
+    check_split_target(out / SPLIT)
     if options.check:
         console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
         return 0
@@ -143,6 +140,35 @@ def run(options: argparse.Namespace) -> int:
     if options.show or options.statistics:
         show_dialogues(DialogueTable.open(out / DIALOGUES), maker, split, options)
     return len(report.quarantine) if with_frames else 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for options that are wrong by themselves, or contradict each other."""
+    if not options.out:
+        raise ValueError("--out is empty: give the name of a folder")
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers {options.workers}: must be 0 or more")
+    if not options.time_limit > 0:
+        raise ValueError(f"--time-limit {options.time_limit:g}: must be more than 0 seconds")
+    if options.show is not None and options.show < 1:
+        raise ValueError(f"--show {options.show}: must be at least 1")
+    if options.only == FRAMES and (options.show is not None or options.statistics):
+        raise ValueError("--show and --statistics are about dialogues, which --only frames does not make: leave one of them out")
+    if options.features:
+        from vlmphys.feature_packing import device_of
+
+        device_of(options.device)
+
+
+def check_packed_as(frames: FramesTable, options: argparse.Namespace) -> None:
+    """Raise ValueError where --only dialogues is given what decides frames, and these were packed in another way: they stay as they are."""
+    regions, parser = frames.meta.get("regions", {}), parser_of()
+    packed = {"frames": frames.meta["frames"], "frame_rule": frames.meta["rule"], "frame_sets": frames.sets, "fit": frames.meta["fit"]}
+    other = ["--" + name.replace("_", "-") for name, value in packed.items() if getattr(options, name) not in (parser.get_default(name), value)]
+    other += ["--roi"] if parse_regions(options.roi) not in ({}, regions) else []
+    if other:
+        raise ValueError(f"{other[0]} belongs to the frames, which were packed in another way and which --only {DIALOGUES} leaves as they are: "
+                         "leave the one or the other out")
 
 
 def add_features(out: Path, options: argparse.Namespace) -> None:

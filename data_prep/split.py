@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.held_out import LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.clip_lists import find_clips
+from vlmphys.held_out import FOLDS, KFOLD, LEAVE_ANOMALY_OUT, LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.layout import Clip
 from vlmphys.signals import exit_status
-from vlmphys.splits import PROTOCOLS, PUBLISHED_RATIO, count_sides, make_split, of_categories, untested_normals, write_split
+from vlmphys.splits import (PROTOCOLS, PUBLISHED_RATIO, check_split_target, count_sides, make_split, of_categories, untested_normals,
+                            write_split)
 
 MOST_LINES = 20
 
@@ -30,8 +31,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--protocol", required=True, choices=(*PROTOCOLS, *SEVERAL))
     parser.add_argument("--per-anomaly", type=int, help="weak, leave_anomaly_out: clips of each anomaly that train; None: the published "
                         "number a category")
-    parser.add_argument("--ratio", type=float, default=PUBLISHED_RATIO, help="ratio: share of each anomaly's clips that train")
-    parser.add_argument("--folds", type=int, default=5, help="kfold: so many files, each clip tested in one")
+    parser.add_argument("--ratio", type=float, help=f"ratio: share of each anomaly's clips that train; None: {PUBLISHED_RATIO}")
+    parser.add_argument("--folds", type=int, help=f"kfold: so many files, each clip tested in one; None: {FOLDS}")
     parser.add_argument("--leave-out", metavar="NAMES", help="leave_*: write one file without these, comma-separated (fan,gear or "
                         "fan/stuck,gear/single); None: files that leave out each in turn")
     parser.add_argument("--val-share", type=float, default=0.1, help="share of the training clips that is held out for validation")
@@ -46,15 +47,18 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0: written; 2: something is wrong, as one message says."""
+    """0: written; 2: something is wrong, as one message says; 130: stopped from the keyboard."""
     options = parse()
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: run(options), "stopped, nothing was written; the hashes of clips that were looked at are kept")
 
 
 def run(options: argparse.Namespace) -> None:
     """Make, check, write, show."""
+    check_options(options)
     clips = of_categories(find_clips(options.videos), options.categories)
     contents = make_contents(clips, options)
+    for path in contents:
+        check_split_target(path)
     check_duplicates(clips, contents, options)
     for path, content in contents.items():
         write_split(path, content)
@@ -62,25 +66,40 @@ def run(options: argparse.Namespace) -> None:
         show(clips, content, path)
 
 
-def make_contents(clips: list[Clip], options: argparse.Namespace) -> dict[str, dict]:
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ValueError for options of another protocol, which would be passed over in silence, and for a number of workers below 0."""
+    for flag, value, protocols in (("--per-anomaly", options.per_anomaly, ("weak", LEAVE_ANOMALY_OUT)), ("--ratio", options.ratio, ("ratio",)),
+                                   ("--folds", options.folds, (KFOLD,)), ("--leave-out", options.leave_out, (LEAVE_CATEGORY_OUT, LEAVE_ANOMALY_OUT))):
+        if value is not None and options.protocol not in protocols:
+            raise ValueError(f"{flag} belongs to the protocol {' or '.join(protocols)}, not to {options.protocol!r}: leave it out")
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers {options.workers}: must be 0 or more")
+
+
+def make_contents(clips: list[Clip], options: argparse.Namespace) -> dict[Path, dict]:
     """The contents of all files to write, by path."""
     if options.protocol in PROTOCOLS:
-        if options.leave_out is not None:
-            raise ValueError(f"--leave-out belongs to the protocols leave_category_out and leave_anomaly_out, not to {options.protocol!r}")
-        return {options.out: make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, options.ratio)}
-    made = make_splits(clips, options.protocol, options.seed, options.val_share, options.folds, options.leave_out, options.per_anomaly)
-    return {str(file_of(options.out, name)): content for name, content in made.items()}
+        ratio = PUBLISHED_RATIO if options.ratio is None else options.ratio
+        return {out_of(options): make_split(clips, options.protocol, options.seed, options.val_share, options.per_anomaly, ratio)}
+    folds = FOLDS if options.folds is None else options.folds
+    made = make_splits(clips, options.protocol, options.seed, options.val_share, folds, options.leave_out, options.per_anomaly)
+    return {file_of(out_of(options), name): content for name, content in made.items()}
 
 
-def check_duplicates(clips: list[Clip], contents: dict[str, dict], options: argparse.Namespace) -> None:
+def out_of(options: argparse.Namespace) -> Path:
+    """The file that --out names."""
+    if not options.out:
+        raise ValueError("--out is empty: give the name of a file, for instance split.json")
+    return Path(os.path.expanduser(options.out))
+
+
+def check_duplicates(clips: list[Clip], contents: dict[Path, dict], options: argparse.Namespace) -> None:
     """List duplicates that stand on two sides of a split; ValueError unless they are allowed, and then the split says how many there are."""
     # OpenCV and PyAV take longer to import than a split takes to make.
     from vlmphys.near_duplicates import HashCache, crossing, identical_pairs, near_pairs
 
     workers = len(os.sched_getaffinity(0)) if options.workers is None else options.workers
-    if workers < 0:
-        raise ValueError(f"--workers {workers}: must be 0 or more")
-    out = Path(options.out).expanduser()
+    out = out_of(options)
     cache = HashCache(out.with_name(f"{out.stem}.hashes.json"))
     pairs = identical_pairs(clips, cache)
     if options.near_duplicates:
@@ -112,7 +131,7 @@ def check_duplicates(clips: list[Clip], contents: dict[str, dict], options: argp
                          "heart: take one of each pair away, or give --allow-duplicates; nothing was written")
 
 
-def show(clips: list[Clip], content: dict, out: str) -> None:
+def show(clips: list[Clip], content: dict, out: Path) -> None:
     """Print, by category, how many normal and anomalous clips stand on each side, and what is amiss."""
     table = Table("category", *(f"{side} normal + anomalous" for side in ("train", "val", "test")))
     for category, counts in count_sides(clips, content).items():

@@ -8,14 +8,15 @@ cd "$(dirname "$0")/.."
 
 usage() {
     cat <<EOF
-usage: bash launch/reproduce_paper.sh [--videos DIR] [--model MODEL] [--seeds N] [--anomalies published|half|N] [--per-category]
+usage: bash launch/reproduce_paper.sh [--videos DIR|LIST] [--model MODEL] [--seeds N] [--anomalies published|half|N|given] [--per-category]
                                       [--variants multi_turn,single_turn,no_physics] [--recipe FILE] [--gpus N] [--priors DIR]
                                       [--set key=value]... [--out runs/paper]
-  --videos DIR      Phys-AD, or clips in its layout     [22 mechanisms are simulated into the --out folder, 12 clips in each test folder]
+  --videos DIR      Phys-AD, clips in its layout, or a list of clips (csv, jsonl, json)
+                                                        [22 mechanisms are simulated into the --out folder, 12 clips in each test folder]
   --model MODEL     a Hugging Face Video-LLaVA folder, a hub id, or 'tiny'                          [tiny]
   --seeds N         seeds 0 to N-1, of split, order and questions; more can be added later          [1]
   --anomalies WHAT  anomalous clips of each class that go from test to train: 'published' (the benchmark's own numbers, 2 to 4),
-                    'half' of each, or a number                                                     [published]
+                    'half' of each, or a number; 'given': the sides of the list's own column 'split'  [published]
   --per-category    one model for each category instead of one for all; with paper_tiny.yaml $category_steps updates each, where --set
                     gives neither max_steps nor num_train_epochs (the recipe's epochs are few updates with one category's clips)
   --recipe FILE     of launch/train.py                              [launch/recipes/paper_tiny.yaml for tiny, paper.yaml for others]
@@ -45,7 +46,8 @@ while [ $# -gt 0 ]; do
         *) usage >&2; fail "unknown option $1" ;;
     esac
 done
-[ -z "$videos" ] || [ -d "$videos" ] || fail "--videos '$videos' is no folder: give one in the layout <category>/{train,test/<state>}/*.mp4"
+[ -z "$videos" ] || [ -e "$videos" ] ||
+    fail "--videos '$videos' is not there: give a folder in the layout <category>/{train,test/<state>}/*.mp4, or a list of clips"
 check_variants "$variants"
 check_number --seeds "$seeds" 1
 check_priors "$priors"
@@ -53,7 +55,10 @@ case "$gpus" in 1|2|4|8|16) ;; *) fail "--gpus is '$gpus': 1, 2, 4, 8 or 16 shar
 case "$anomalies" in
     published) protocol=(--protocol weak) ;;
     half) protocol=(--protocol ratio --ratio 0.5) ;;
-    *[!0-9]*|''|0*) fail "--anomalies is '$anomalies': give 'published', 'half', or the number of clips of each class" ;;
+    given)
+        [ -n "$videos" ] || fail "--anomalies given takes the sides of a list of clips: give it with --videos"
+        protocol=(--protocol given) ;;
+    *[!0-9]*|''|0*) fail "--anomalies is '$anomalies': give 'published', 'half', 'given', or the number of clips of each class" ;;
     *) protocol=(--protocol weak --per-anomaly "$anomalies") ;;
 esac
 if [ -z "$recipe" ]; then
@@ -77,17 +82,19 @@ if [ -n "$per_category" ] && [ -n "$steps" ] && [ "$recipe" = launch/recipes/pap
 fi
 [ "$gpus" -eq 1 ] || settings+=("per_device_train_batch_size=1" "gradient_accumulation_steps=$((16 / gpus))")
 
-find_categories() {  # sets `categories`: the folders of --videos that hold a clip; each becomes a folder's name in stages that take no blanks
+find_categories() {  # sets `categories`: those of --videos that hold a clip; each becomes a folder's name in stages that take no blanks
     local category
-    mapfile -t categories < <(clip_categories "$videos")
-    [ "${#categories[@]}" -gt 0 ] || fail "--videos '$videos' holds no clip: give a folder in the layout <category>/{train,test/<state>}/*.mp4"
+    categories="$(clip_categories "$videos")" || [ -d "$videos" ] || exit 2
+    mapfile -t categories <<< "$categories"
+    [ -n "${categories[0]}" ] || fail "--videos '$videos' holds no clip: give a folder in the layout <category>/{train,test/<state>}/*.mp4"
     for category in "${categories[@]}"; do
         case "$category" in *[[:space:]]*) fail "the category '$category' holds a blank: rename its folder, or leave --per-category out" ;; esac
     done
 }
-[ -z "$per_category" ] || [ -z "$videos" ] || find_categories
+[ -z "$per_category" ] || [ ! -d "$videos" ] || find_categories
 
 ensure_environment
+[ -z "$per_category" ] || [ -z "$videos" ] || [ -d "$videos" ] || find_categories
 check_settings "$recipe" "model=$model" ${settings[@]:+"${settings[@]}"}
 claim_out "$out" "videos=${videos:-simulated} model=$model anomalies=$anomalies per-category=${per_category:-no} recipe=$recipe gpus=$gpus"\
 " priors=${priors:-builtin} set=${settings[*]:-}"
@@ -105,7 +112,7 @@ prepare() {  # prepare FOLDER SEED [CATEGORY]: split and pack; with CATEGORY onl
     if [ -n "$category" ]; then
         mkdir -p "$folder"
         list="$folder/videos.list"
-        list_videos "$videos/$category" "$list"
+        list_videos "$videos" "$list" "$category"
     fi
     stage "$marks/split" "$what: splitting" "$list" \
         python data_prep/split.py --videos "$videos" --out "$folder/split.json" "${protocol[@]}" --seed "$seed" \

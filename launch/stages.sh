@@ -45,9 +45,10 @@ show_results() {  # show_results FOLDER, after the scoring: its table, where no 
     echo "curves: tensorboard --logdir $1"
 }
 
-list_videos() {  # list_videos FOLDER_OR_LIST FILE: names, sizes and times, so that a clip that comes, goes or changes is noticed; links are followed
+# list_videos FOLDER_OR_LIST FILE [CATEGORY]: names, sizes and times, so that a clip that comes, goes or changes is noticed; links are followed
+list_videos() {
     if [ -d "$1" ]; then
-        find -L "$1" -type f -printf '%P %s %T@\n' | sort > "$2"
+        find -L "$1${3:+/$3}" -type f -printf '%P %s %T@\n' | sort > "$2"
         return
     fi
     python -c 'import os, sys
@@ -57,11 +58,22 @@ try:
 except ValueError as error:
     sys.exit(f"error: {error}")
 for clip in clips:
-    found = os.stat(clip.path) if clip.path.exists() else None
-    print(clip, found and (found.st_size, found.st_mtime))' "$1" > "$2" || { unclaim_out; exit 2; }
+    if len(sys.argv) > 2 and clip.category != sys.argv[2]:
+        continue
+    found = os.stat(clip.path) if os.path.exists(clip.path) else None
+    print(clip, found and (found.st_size, found.st_mtime))' "$1" ${3:+"$3"} > "$2" || { unclaim_out; exit 2; }
 }
 
-clip_categories() {  # clip_categories FOLDER: the names of its folders that hold a clip, a line each; a folder of notes is none
+clip_categories() {  # clip_categories FOLDER_OR_LIST: the categories that hold a clip, a line each; a folder of notes is none
+    if [ ! -d "$1" ]; then
+        python -c 'import sys
+from vlmphys.clip_lists import find_clips
+try:
+    print(*sorted({clip.category for clip in find_clips(sys.argv[1])}), sep="\n")
+except ValueError as error:
+    sys.exit(f"error: {error}")' "$1"
+        return
+    fi
     find -L "$1" -mindepth 3 -type f -regextype posix-extended -iregex '.*\.(mp4|avi|mov|mkv|webm)' -printf '%P\n' |
         sed '/^\./d' | cut -d/ -f1 | sort -u
 }

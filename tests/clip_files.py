@@ -37,6 +37,16 @@ def encode_clip(path: Path, frames: int = 30, height: int = 96, width: int = 128
     return path
 
 
+def sound_alone(path: Path) -> None:
+    """A file of one second of silence, and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
 def decode_all(path: Path) -> np.ndarray:
     """Every frame of a file, decoded plainly from the start: the reference for exact reading, frames x H x W x 3."""
     with av.open(str(path)) as container:

@@ -11,8 +11,8 @@ FRAMES = 8
 
 def write_packed(folder: Path, model_folder: Path, clips: list[tuple[str, str, str, str]], size: int) -> Path:
     """What pack.py would leave for these (clip id, category, state, side), sorted by clip id, in all variants; `size` x `size` pixels."""
+    from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
     from vlmphys.model import load_tokenizer, read_facts
-    from vlmphys.packing import DialogueMaker, DialogueSettings, pack_dialogues
     from vlmphys.priors import load_priors
     from vlmphys.records import Variant
     from vlmphys.splits import load_split, write_split
@@ -30,7 +30,8 @@ def write_packed(folder: Path, model_folder: Path, clips: list[tuple[str, str, s
 def _write_frames(folder: Path, clips: list[tuple[str, str, str, str]], size: int) -> None:
     from vlmphys.files import json_bytes
     from vlmphys.records import label_of
-    from vlmphys.shards import VERSION, ShardWriter, frames_schema, manifest_of
+    from vlmphys.shard_files import VERSION, ShardWriter, manifest_of
+    from vlmphys.shards import frames_schema
     folder.mkdir()
     meta = {"version": VERSION, "frames": FRAMES, "height": size, "width": size, "rule": "official", "fit": "crop"}
     writer = ShardWriter(folder / "frames-00000.arrow", frames_schema(meta), 16)

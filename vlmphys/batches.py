@@ -47,7 +47,6 @@ class ClipOrder:
         start = position * self.global_batch
         return [self.clip_ids[index] for index in held[1][start:start + self.global_batch]]
 
-
     def frame_set(self, step: int, clip_id: str, sets: int) -> int:
         """Which of a clip's `sets` sets of frames optimizer step `step` sees: another one in each epoch, all of them in as many epochs."""
         return (stable_int("frame set", self.seed, clip_id) + step // self.steps_per_epoch) % sets

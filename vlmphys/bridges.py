@@ -89,7 +89,7 @@ def _samples(path: Path) -> Iterator[tuple[str, Sample]]:
         rows = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: a list of dialogues is expected, in LLaMA-Factory's sharegpt form or Video-LLaVA's")

@@ -8,8 +8,10 @@ that `data_prep/export.py` writes beside theirs, or from a path in the Phys-AD l
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,9 @@ from vlmphys.records import NORMAL_STATES, Split, label_of, nearest
 TABLES, JSON_SUFFIXES = (".csv", ".jsonl"), (".json",)
 COLUMNS = ("path", "category", "state", "label", "split", "clip_id")
 UNNAMED_STATE = "anomalous"
+# How alike two names must be for the one to be a slip for the other: `spilt` and `split` are, `status` and `state` are not.
+MISSPELT = 0.8
+SHOWN = 80      # characters of a value in a message
 LABELS = {"0": 0, "1": 1, "normal": 0, "anomalous": 1}
 
 
@@ -32,7 +37,7 @@ def find_clips(videos: str | Path) -> list[Clip]:
     hangs on the clip's own line alone. Raises ValueError, naming the line, for lists that cannot be read, lines that lack
     something or contradict themselves, and two clips with one id.
     """
-    videos = Path(videos).expanduser()
+    videos = Path(os.path.expanduser(videos))
     if videos.is_dir() or not videos.exists():
         return scan_videos(videos)
     suffix = videos.suffix.lower()
@@ -45,11 +50,11 @@ def find_clips(videos: str | Path) -> list[Clip]:
         known = clips.setdefault(clip.clip_id, clip)
         # A dialogue file names a video once for each dialogue about it.
         if known != clip or (known is not clip and suffix in TABLES):
-            raise ValueError(f"{place}: {row['path']!r} would be clip {clip.clip_id!r}, as {known.path} is: list each clip once, or give "
+            raise ValueError(f"{place}: {row['path'][:SHOWN]!r} would be clip {clip.clip_id!r}, as {known.path} is: list each clip once, or give "
                              "each a 'clip_id' of its own")
     if not clips:
         raise ValueError(f"{videos}: lists no clip")
-    if not any(clip.path.exists() for clip in clips.values()):
+    if not any(os.path.exists(clip.path) for clip in clips.values()):
         first = next(iter(clips.values()))
         raise ValueError(f"{videos}: none of the {len(clips)} listed files is there, first {first.path}; relative paths are taken from the "
                          "list's folder: put the list where they start, or write whole paths")
@@ -62,40 +67,73 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+    for place, row in _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text):
+        values = {key: str(value) if key in ("path", "clip_id") else str(value).strip() for key, value in row.items() if key in COLUMNS}
+        yield place, {key: value for key, value in values.items() if value}
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
         names = [name.strip() for name in reader.fieldnames or ()]
         if "path" not in names:
             near = next((name for name in names if nearest(name, ["path"])), None)
-            raise ValueError(f"{path}: its first line must name the columns path, category, state or label, and perhaps split and clip_id; "
-                             f"it names {', '.join(names) or 'nothing'}" + (f" (is {near!r} the path?)" if near else ""))
+            raise ValueError(f"{path}: its first line must name the columns path, category, state or label, and perhaps split and clip_id, with "
+                             f"commas between them; it names {', '.join(names) or 'nothing'}" + (f" (is {near!r} the path?)" if near else ""))
+        twice = [name for name in COLUMNS if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path}: its first line names the column {twice[0]} twice: take one of them away")
+        _check_names(names, str(path))
         reader.fieldnames = names
         for row in reader:
-            yield f"{path}, line {reader.line_num}", {key: value for key, value in row.items() if key in COLUMNS and value not in (None, "")}
-        return
+            place = f"{path}, line {reader.line_num}"
+            if any(row.pop(None, [])):
+                raise ValueError(f"{place}: has more values than the {len(names)} columns of its first line: put a value that holds a comma into "
+                                 "double quotes")
+            yield place, {key: value for key, value in row.items() if value is not None}
+    except csv.Error as error:
+        raise ValueError(f"{path}, after line {reader.line_num}: no CSV ({error})") from error
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error.msg})") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{place}: no JSON ({getattr(error, 'msg', error)})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line[:60]!r}")
-        yield f"{path}, line {number}", {key: str(value) for key, value in row.items() if key in COLUMNS and value is not None}
+            raise ValueError(f"{place}: a JSON object is expected, not {line[:60]!r}")
+        _check_names(list(row), place)
+        wrong = [key for key in COLUMNS if isinstance(row.get(key), (list, dict))]
+        if wrong:
+            raise ValueError(f"{place}: {wrong[0]!r} must be a text or a number, not {json.dumps(row[wrong[0]])[:SHOWN]}")
+        yield place, {key: value for key, value in row.items() if value is not None}
+
+
+def _check_names(names: list[str], place: str) -> None:
+    """Raise ValueError for a name that is all but one of the columns, where that one is missing: what stands in it would be lost in silence."""
+    for name in names:
+        absent = [column for column in COLUMNS if column not in names]
+        close = difflib.get_close_matches(name.strip().lower(), absent, n=1, cutoff=MISSPELT)
+        if close:
+            raise ValueError(f"{place}: the column {name!r} is not known (did you mean {close[0]!r}?): write it so, or take it away")
 
 
 def _clip_of(row: dict, folder: Path, place: str) -> Clip:
     """One line of a list as a clip; what it lacks is taken from a path in the layout."""
     if not row.get("path"):
         raise ValueError(f"{place}: has no 'path'")
-    listed = Path(row["path"]).expanduser()
+    _check_path(row["path"], place)
+    listed = Path(os.path.expanduser(row["path"]))
     by_layout = place_of(listed.parts[-4:]) or place_of(listed.parts[-3:])
     if by_layout and row.get("category", by_layout.category) != by_layout.category:
         by_layout = None    # a folder of some other meaning happens to be called train or test
     category = row.get("category") or (by_layout.category if by_layout else None)
     if not category:
-        raise ValueError(f"{place}: {row['path']!r} has no 'category', and its path is not of the form <category>/{TRAIN_FOLDER}/<clip> or "
+        raise ValueError(f"{place}: {row['path'][:SHOWN]!r} has no 'category', and its path is not of the form <category>/{TRAIN_FOLDER}/<clip> or "
                          f"<category>/{TEST_FOLDER}/<state>/<clip>; name its category")
     if category in (".", "..") or "/" in category:
         raise ValueError(f"{place}: category {category!r} cannot be a folder's name; give it another one")
@@ -109,15 +147,27 @@ def _clip_of(row: dict, folder: Path, place: str) -> Clip:
     return Clip(clip_id, folder / listed, category, state, label_of(state), side)
 
 
+def _check_path(path: str, place: str) -> None:
+    """Raise ValueError for a text that can be no file's name."""
+    try:
+        possible = b"\0" not in path.encode()
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ValueError(f"{place}: {ascii(path[:SHOWN])} can be no file's name: it holds what no UTF-8 name may hold; mend it")
+
+
 def _state_of(row: dict, by_layout: str | None, place: str) -> str:
     """The state that a line names, by state or label; `anomalous` where it only says that something is wrong."""
     state, label = row.get("state"), row.get("label")
-    if label is not None and str(label).strip().lower() not in LABELS:
+    # Programs that keep tables in memory write a column of whole numbers with gaps as 0.0 and 1.0.
+    word = None if label is None else label.lower().removesuffix(".0")
+    if word is not None and word not in LABELS:
         raise ValueError(f"{place}: label {label!r}: must be one of {', '.join(LABELS)}")
-    number = None if label is None else LABELS[str(label).strip().lower()]
+    number = None if word is None else LABELS[word]
     if state is None and number is None:
         if by_layout is None:
-            raise ValueError(f"{place}: {row['path']!r} has neither 'state' nor 'label', and its path names no state; give it one")
+            raise ValueError(f"{place}: {row['path'][:SHOWN]!r} has neither 'state' nor 'label', and its path names no state; give it one")
         return by_layout
     if state is None:
         return NORMAL_STATE if number == 0 else by_layout if by_layout and label_of(by_layout) else UNNAMED_STATE

@@ -29,7 +29,7 @@ from vlmphys.priors import NORMAL_STATE, Prior, known_categories, load_prior, lo
 from vlmphys.prompts import SYSTEM, dialogue_text
 from vlmphys.records import Variant, nearest
 from vlmphys.regions import EVERY, Regions, cut, region_of
-from vlmphys.video import DecodedClip, Shape, read_picked
+from vlmphys.video import Shape, read_picked
 from vlmphys.windows import Window, read_windows
 
 AUTO = "auto"

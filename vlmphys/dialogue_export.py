@@ -25,7 +25,7 @@ def make_samples(clips: list[Clip], split: SplitFile, priors: dict[str, Prior], 
     """
     samples = []
     for clip in sorted(clips, key=lambda clip: clip.clip_id):
-        if clip.path.is_dir():
+        if os.path.isdir(clip.path):
             raise ValueError(f"{clip.clip_id}: is a folder of frames, and the forms {', '.join(FORMATS)} name video files: encode it first")
         side = split.clips[clip.clip_id]
         turns = dialogue_text(priors[clip.category], clip.state, variant, f"{clip.clip_id}|{variant}|{seed}", paraphrased=side is Split.TRAIN)

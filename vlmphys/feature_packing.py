@@ -7,7 +7,6 @@ those that are whole; only a complete folder gets the name `features/`. Shape su
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,8 @@ from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, swap_folde
 from vlmphys.model import ModelFacts, load_config, normalise_frames
 from vlmphys.packing import JOURNAL, PackReport, append_durably, check_space, open_journal, report_of, stored_inputs
 from vlmphys.records import sha256_text
-from vlmphys.shards import MANIFEST, VERSION, FramesTable, ShardWriter, manifest_of
+from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
+from vlmphys.shards import FramesTable
 from vlmphys.tower import feature_layers, load_tower, tower_features, tower_sha256
 
 # A shard of the 7B model's features takes 270 MB, and what a crash costs is at most one.

@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from vlmphys.shards import MANIFEST, FramesTable, Packed, Table, schema_metadata
+from vlmphys.shard_files import MANIFEST, Table, schema_metadata
+from vlmphys.shards import FramesTable, Packed
 
 FEATURES = "features"
 DTYPE = np.dtype(np.float16)

@@ -114,8 +114,8 @@ def logged_rows(path: Path) -> list[dict]:
 
 
 def old_folder(target: Path) -> Path:
-    """Where a folder waits while its successor takes its name."""
-    return target.with_name(target.name + ".old")
+    """Where a folder waits while its successor takes its name; not `frames.old`, which a person may have put there."""
+    return target.with_name(f".{target.name}.replaced")
 
 
 def swap_folder(ready: Path, target: Path) -> None:
@@ -148,10 +148,14 @@ def finish_swap(ready: Path, target: Path, complete_marker: str) -> None:
 
 @contextmanager
 def clear_disk_errors(out: Path, kept: str):
-    """Turn "no space left" inside the block into a ValueError that says so of `out`, and that `kept` are not lost."""
+    """Turn what a disk refuses inside the block, no space or no right to write, into a ValueError that says so of `out`, and that `kept` are
+    not lost; other errors pass."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ValueError(f"{error.filename or out}: cannot be written ({error.strerror}); give a folder that you may write to: {kept} are "
+                             "kept") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise ValueError(f"{out}: no space left on the device; make room and run the same command again: {kept} are kept") from error
@@ -159,11 +163,12 @@ def clear_disk_errors(out: Path, kept: str):
 
 @contextmanager
 def only_writer(folder: Path, doing: str = "packing"):
-    """Hold a folder, made where it is missing, for one process alone; it is removed again where nothing was written into it.
+    """Hold a folder, made where it is missing, for one process alone; one that was made is removed again where nothing was written into it.
 
     Raises ValueError where another process holds it, saying what that is `doing`, and for a folder that cannot be made. The lock ends
     with the process, however that ends.
     """
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -182,6 +187,6 @@ def only_writer(folder: Path, doing: str = "packing"):
     try:
         yield
     finally:
-        if not any(folder.iterdir()):
+        if made and not any(folder.iterdir()):
             folder.rmdir()
         os.close(handle)

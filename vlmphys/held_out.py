@@ -15,9 +15,10 @@ from vlmphys.splits import anomaly_folders, by_id, seeded_order, share_problems,
 
 KFOLD, LEAVE_CATEGORY_OUT, LEAVE_ANOMALY_OUT = "kfold", "leave_category_out", "leave_anomaly_out"
 SEVERAL = (KFOLD, LEAVE_CATEGORY_OUT, LEAVE_ANOMALY_OUT)
+FOLDS = 5
 
 
-def make_splits(clips: list[Clip], protocol: str, seed: int = 0, val_share: float = 0.1, folds: int = 5, leave_out: str | None = None,
+def make_splits(clips: list[Clip], protocol: str, seed: int = 0, val_share: float = 0.1, folds: int = FOLDS, leave_out: str | None = None,
                 per_anomaly: int | None = None) -> dict[str, dict]:
     """The contents of a protocol's split files, by what tells their names apart (`fold1of5`, `without_fan`, `without_anomaly1of4`).
 

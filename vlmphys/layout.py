@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Clip:
         """Whether the data set's author put it on the train side (normal clips only; what a list holds out to validate counts as train)."""
         if self.side is not None:
             return self.label == 0 and self.side != Split.TEST.value
-        return self.clip_id.split("/")[1] == TRAIN_FOLDER
+        return self.label == 0 and self.clip_id.split("/")[1] == TRAIN_FOLDER
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ def scan_videos(root: str | Path) -> list[Clip]:
     has videos, too. Raises ValueError for a root that is no folder, a root without clips, a video or a folder of frames outside the
     layouts, and two files that would share one clip id.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not root.exists():
         raise ValueError(f"videos folder {root}: no such folder; expected layout: {LAYOUT}")
     if not root.is_dir():
         raise ValueError(f"videos folder {root}: is a file; expected a folder laid out as {LAYOUT}")
-    videos, frame_folders = _clip_paths(root)
+    videos, frame_folders = _clip_paths(root, _unreadable)
     for path in (*videos, *frame_folders):
         try:
             str(path).encode()
@@ -118,11 +119,19 @@ def video_paths(root: Path) -> list[Path]:
     return _clip_paths(root)[0]
 
 
-def _clip_paths(root: Path) -> tuple[list[Path], list[Path]]:
+def _unreadable(error: OSError) -> None:
+    """A folder that cannot be listed: its clips would be lost without a word."""
+    raise ValueError(f"videos folder {error.filename}: cannot be read ({error.strerror}); give yourself the right to read it, or take it away")
+
+
+def _clip_paths(root: Path, unreadable: Callable[[OSError], None] | None = None) -> tuple[list[Path], list[Path]]:
     """Names that end like a video, and the folders below `<category>/<train or test>/frames`, which are not looked into. Links are followed, but
-    not back to a folder that one stands in: the same clips would be found again and again."""
+    not back to a folder that one stands in: the same clips would be found again and again.
+
+    `unreadable` is called for a folder that cannot be listed; without it such a folder is passed over.
+    """
     found, frame_folders = [], []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_back(Path(folder, name))]
         found += [Path(folder, name) for name in names if not name.startswith(".") and name.lower().endswith(VIDEO_SUFFIXES)]
         parts = Path(folder).relative_to(root).parts

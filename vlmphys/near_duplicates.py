@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlmphys.files import write_atomic
+from vlmphys.files import write_atomic, writing
 from vlmphys.layout import Clip
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.video import VideoError, read_frames
@@ -81,8 +81,9 @@ class HashCache:
         self.entries[name][kind] = value
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
-        write_atomic(self.path, json.dumps({"version": CACHE_VERSION, "clips": self.entries}, sort_keys=True).encode())
+        """Write the file, whole or not at all. Raises ValueError where the disk refuses it."""
+        with writing("--out", self.path, "file"):
+            write_atomic(self.path, json.dumps({"version": CACHE_VERSION, "clips": self.entries}, sort_keys=True).encode())
 
 
 def identical_pairs(clips: list[Clip], cache: HashCache) -> list[Pair]:

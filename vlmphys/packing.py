@@ -1,4 +1,4 @@
-"""Videos to frames shards, priors to dialogue shards: each clip decoded once in its life, in flat memory, resumed after any crash.
+"""Videos to frames shards: each clip decoded once in its life, in flat memory, resumed after any crash.
 
 Frames are written into `frames.partial/`, one shard of CLIPS_PER_SHARD planned clips after the other; a journal names those that are
 whole, so that a later run goes on from there. Only a complete folder, manifest and all, gets the name `frames/`.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import re
 import shutil
-from collections import defaultdict, deque
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,31 +19,27 @@ from typing import Callable
 import numpy as np
 import torch
 
-from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
 from vlmphys.frame_rules import FRAME_RULES, SET_RULES, VideoError, frame_indices
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
-from vlmphys.priors import Prior, priors_sha256
-from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
-from vlmphys.records import Split, Variant, sha256_text, stable_int
+from vlmphys.records import sha256_text
 from vlmphys.regions import Regions, box_of, cut, region_of
-from vlmphys.shards import (DIALOGUES, DIALOGUES_PER_BATCH, FRAMES, FRAMES_PER_BATCH, MANIFEST, QUARANTINE, VERSION, DialogueTable,
-                            FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of, read_quarantine)
+from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
+from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
 from vlmphys.video import READERS, read_picked
 from vlmphys.workers import Lost, run_in_order
 
 CLIPS_PER_SHARD = 256
-DIALOGUES_PER_SHARD = 8192
 # A 1080p clip takes a third of a second; one that takes this long never ends.
 READER_LIMIT_SECONDS = 120.0
 JOURNAL = "progress.jsonl"
+# What a folder that is not finished may hold; all else is somebody's.
+OWN_FILES = re.compile(rf"\w+-\d{{5,}}\.arrow(\.tmp)?|{re.escape(JOURNAL)}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)}|\..+\.tmp")
 # Clips that wait for the disk at most: what comes in while a shard is hashed and made durable, which takes a second or two.
 WAITING_FOR_DISK = 32
-# The side whose questions are asked in several wordings; dialogues of earlier versions, where all sides were, have no such key.
-WORDINGS = Split.TRAIN.value
 
 
 @dataclass(frozen=True)
@@ -83,22 +79,6 @@ class FrameSettings:
     def as_inputs(self) -> dict:
         """All of them, for the digest of what is packed."""
         return {**{key: value for key, value in asdict(self).items() if key not in ("sets", "regions")}, **self.further()}
-
-
-@dataclass(frozen=True)
-class DialogueSettings:
-    """What decides a dialogue besides priors and tokenizer; `shuffle_labels` is a control experiment's seed, or None."""
-
-    variants: tuple[str, ...]
-    seed: int = 0
-    system: bool = False
-    shuffle_labels: int | None = None
-
-    def __post_init__(self):
-        known = [variant.value for variant in Variant]
-        wrong = [variant for variant in self.variants if variant not in known]
-        if wrong or not self.variants or len(set(self.variants)) != len(self.variants):
-            raise ValueError(f"variants {','.join(self.variants)!r}: must be one or more of {', '.join(known)}, each once")
 
 
 @dataclass(frozen=True)
@@ -313,16 +293,29 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
 
 def stored_inputs(target: Path) -> str | None:
     """What a packed folder was made from; None where there is none yet, or one of another version. ValueError for a stranger's folder."""
+    foreign = f"{target}: exists and was not written by data_prep/pack.py; give another --out"
     if not (target / MANIFEST).is_file():
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(f"{target}: exists and was not written by data_prep/pack.py; give another --out")
+            raise ValueError(foreign)
         return None
     manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
+    if manifest.get("kind") != target.name:
+        raise ValueError(foreign)
     return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
+
+
+def check_partial(partial: Path) -> None:
+    """Raise ValueError for a folder of this name that holds anything but what an earlier run of pack.py left unfinished."""
+    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
+        raise ValueError(f"{partial}: is no folder that data_prep/pack.py made; move it away, or give another --out")
+    strange = sorted(path.name for path in partial.iterdir() if not OWN_FILES.fullmatch(path.name)) if partial.exists() else []
+    if strange:
+        raise ValueError(f"{partial}: holds {strange[0]!r}, which data_prep/pack.py did not write; move it away, or give another --out")
 
 
 def open_journal(partial: Path, inputs: str) -> dict[int, dict]:
     """The shards that an earlier run of the same inputs left whole, by number; a folder of other inputs is cleared."""
+    check_partial(partial)
     journal, done = partial / JOURNAL, {}
     lines = journal.read_text().split("\n")[:-1] if journal.is_file() else []  # a last line without its end was cut off by a crash
     if lines and json.loads(lines[0]) == {"inputs_sha256": inputs}:
@@ -361,86 +354,3 @@ def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = ()) 
     """What a packing call did, by the manifest that stands there now."""
     shards = manifest["shards"]
     return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine)
-
-
-class DialogueMaker:
-    """Makes the dialogue of any clip for one model: `facts` and `tokenizer` of the model, `priors` by category, T frames a clip."""
-
-    def __init__(self, facts, tokenizer, priors: dict[str, Prior], frames: int, settings: DialogueSettings):
-        self.facts, self.tokenizer, self.priors, self.frames, self.settings = facts, tokenizer, priors, frames, settings
-
-    def make(self, clip_id: str, category: str, state: str, variant: str, paraphrased: bool) -> TokenizedDialogue:
-        """Tokenise one dialogue; ValueError, naming the clip, where it does not fit.
-
-        Train clips are `paraphrased`; val and test clips are all asked in the same words, so that no score depends on a clip's name.
-        """
-        turns = dialogue_text(self.priors[category], state, variant, f"{clip_id}|{variant}|{self.settings.seed}", paraphrased=paraphrased)
-        return tokenize_dialogue(turns, self.tokenizer, self.frames * self.facts.tokens_per_frame, self.facts.max_positions,
-                                 f"{clip_id} ({variant})", SYSTEM if self.settings.system else "")
-
-    def check(self, states: dict[str, tuple[str, str]]) -> None:
-        """Make one dialogue of each category, state and variant, so that what cannot work is found before hours of decoding.
-
-        `states`: (category, state) by clip id. Raises ValueError for a state without texts and for dialogues that do not fit.
-        """
-        first = {place: clip_id for clip_id, place in reversed(states.items())}
-        for (category, state), clip_id in first.items():
-            for variant in self.settings.variants:
-                self.make(clip_id, category, state, variant, paraphrased=True)
-
-    def meta(self) -> dict:
-        """What a dialogue shard carries about its making."""
-        return {"version": VERSION, "tokenizer_sha256": self.facts.tokenizer_sha256, "priors_sha256": priors_sha256(self.priors),
-                "prompt_ids": PROMPT_IDS, "frames": self.frames, "tokens_per_frame": self.facts.tokens_per_frame,
-                "video_token_id": self.facts.video_token_id, "variants": list(self.settings.variants), "seed": self.settings.seed,
-                "system": self.settings.system, "wordings": WORDINGS, "controls": {"shuffle_labels": self.settings.shuffle_labels}}
-
-
-def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Path, maker: DialogueMaker) -> PackReport:
-    """Write `out/dialogues` for the packed clips, (category, state) by clip id; nothing is decoded, nothing happens where it is all there.
-
-    The former folder stands until the new one is complete. Raises ValueError, naming the clip, for a dialogue that does not fit.
-    """
-    target, partial = out / DIALOGUES, out / f"{DIALOGUES}.partial"
-    finish_swap(partial, target, MANIFEST)
-    settings = maker.settings
-    if settings.shuffle_labels is not None:
-        states = shuffled_states(states, split, settings.shuffle_labels)
-    meta, train = maker.meta(), set(split.clip_ids(Split.TRAIN))
-    inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items()), sorted(train)], sort_keys=True))
-    if stored_inputs(target) == inputs:
-        return report_of(DialogueTable.open(target).manifest, True)
-    with clear_disk_errors(out, "finished shards"):
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir()
-        keys = [(clip_id, variant) for clip_id in sorted(states) for variant in settings.variants]
-        shards = []
-        try:
-            for start in range(0, len(keys), DIALOGUES_PER_SHARD):
-                writer = ShardWriter(partial / f"{DIALOGUES}-{len(shards):05d}.arrow", dialogues_schema(meta), DIALOGUES_PER_BATCH)
-                for clip_id, variant in keys[start:start + DIALOGUES_PER_SHARD]:
-                    dialogue = maker.make(clip_id, *states[clip_id], variant, paraphrased=clip_id in train)
-                    writer.add({"clip_id": clip_id, "variant": variant, "input_ids": dialogue.input_ids, "turn": dialogue.turn,
-                                "verdict_span": dialogue.verdict_span})
-                shards.append(writer.close())
-            manifest = manifest_of(DIALOGUES, meta, shards, inputs_sha256=inputs)
-            write_atomic(partial / MANIFEST, json_bytes(manifest))
-            swap_folder(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return report_of(manifest, False)
-
-
-def shuffled_states(states: dict[str, tuple[str, str]], split: SplitFile, seed: int) -> dict[str, tuple[str, str]]:
-    """A control: the states of each category's train clips dealt out anew among them; val and test keep the truth."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for clip_id in split.clip_ids(Split.TRAIN):
-        if clip_id in states:
-            groups[states[clip_id][0]].append(clip_id)
-    dealt = dict(states)
-    for category, clip_ids in groups.items():
-        hand = [states[clip_id] for clip_id in clip_ids]
-        random.Random(stable_int(seed, "shuffle_labels", category)).shuffle(hand)
-        dealt.update(zip(clip_ids, hand))
-    return dealt

@@ -1,4 +1,4 @@
-"""Packed data: Arrow shards listed in a manifest, memory-mapped, refused where anything does not match.
+"""Packed data: what pack.py wrote, opened. Frames, dialogues and the split that they belong to.
 
 packed/
   frames/     frames-00000.arrow ...     manifest.json  quarantine.jsonl    one row a clip: pixels
@@ -13,8 +13,7 @@ Shape suffixes: T frames, H W pixels, C colour channels.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,17 +22,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json
-from vlmphys.records import Split, Variant, sha256_file, sha256_text
+from vlmphys.records import Split, Variant, sha256_text
+from vlmphys.shard_files import REPACK, Table, schema_metadata
 from vlmphys.splits import SplitFile, load_split
 
 if TYPE_CHECKING:
     from vlmphys.features import FeaturesTable
 
-VERSION = 1
 FRAMES, DIALOGUES = "frames", "dialogues"
-MANIFEST, QUARANTINE, SPLIT = "manifest.json", "quarantine.jsonl", "split.json"
-REPACK = "write it with data_prep/pack.py"
+QUARANTINE, SPLIT = "quarantine.jsonl", "split.json"
 FRAMES_PER_BATCH, DIALOGUES_PER_BATCH = 16, 256
 SCALAR_COLUMNS = ("category", "state", "label", "source_sha256", "source_fps", "source_frames")
 
@@ -63,164 +60,9 @@ def dialogues_schema(meta: dict) -> pa.Schema:
     return pa.schema(columns, metadata=schema_metadata(meta))
 
 
-def schema_metadata(meta: dict) -> dict[str, str]:
-    """Settings as an Arrow schema carries them."""
-    return {key: json_bytes(value).decode().strip() if isinstance(value, (dict, list, tuple)) else str(value)
-            for key, value in sorted(meta.items())}
-
-
 def read_quarantine(path: Path) -> list[dict]:
     """The rows of a quarantine list. Lines end with a newline alone: a clip's name may hold what else ends one (U+2028, U+0085)."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-class ShardWriter:
-    """Writes one shard under another name, and gives it its own only when it is whole and durable."""
-
-    def __init__(self, path: Path, schema: pa.Schema, rows_per_batch: int):
-        self.path, self.schema, self.rows_per_batch = path, schema, rows_per_batch
-        self.aside = path.with_name(path.name + ".tmp")
-        self.rows = 0
-        self._waiting: list[dict] = []
-        self._sink = pa.OSFile(str(self.aside), "wb")
-        self._writer = pa.ipc.new_file(self._sink, schema)
-
-    def add(self, row: dict) -> None:
-        """Add a row: a value for each column; `frames` as a C-ordered uint8 array, `features` as one of fp16."""
-        self._waiting.append(row)
-        self.rows += 1
-        if len(self._waiting) == self.rows_per_batch:
-            self._flush()
-
-    def close(self) -> dict:
-        """Finish the shard. Returns its line of the manifest: file, rows, bytes, sha256."""
-        self._flush()
-        self._writer.close()
-        self._sink.close()
-        fsync_file(self.aside)
-        line = {"file": self.path.name, "rows": self.rows, "bytes": self.aside.stat().st_size, "sha256": sha256_file(self.aside)}
-        os.replace(self.aside, self.path)
-        fsync_folder(self.path.parent)
-        return line
-
-    def abort(self) -> None:
-        """Drop what was written; to be called where `close` was not reached."""
-        self._sink.close()
-        self.aside.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        columns = []
-        for field in self.schema:
-            values = [row[field.name] for row in self._waiting]
-            if pa.types.is_fixed_size_binary(field.type):
-                pixels = np.concatenate([np.ascontiguousarray(value).reshape(-1) for value in values])
-                columns.append(pa.FixedSizeBinaryArray.from_buffers(field.type, len(values), [None, pa.py_buffer(pixels)]))
-            else:
-                columns.append(pa.array(values, field.type))
-        self._writer.write_batch(pa.record_batch(columns, schema=self.schema))
-        self._waiting = []
-
-
-def manifest_of(kind: str, meta: dict, shards: list[dict], **more: object) -> dict:
-    """The content of a folder's manifest; `more` is what the packer keeps there for itself."""
-    return {"kind": kind, "version": meta["version"], "meta": meta, "rows": sum(line["rows"] for line in shards), "shards": shards, **more}
-
-
-def read_manifest(folder: Path, kind: str) -> dict:
-    """A folder's manifest. Raises ValueError, naming the file, where it is missing, broken, newer, or of another kind."""
-    path = Path(folder) / MANIFEST
-    manifest = read_json(path, REPACK)
-    if manifest.get("version") != VERSION:
-        raise ValueError(f"{path}: version {manifest.get('version')!r} is not known here, only {VERSION}; "
-                         "use the vlmphys that wrote it, or pack again with data_prep/pack.py")
-    if manifest.get("kind") != kind:
-        raise ValueError(f"{path}: lists {manifest.get('kind')!r}, {kind!r} is expected; {REPACK}")
-    missing = [key for key in ("meta", "shards", "rows") if key not in manifest]
-    if missing:
-        raise ValueError(f"{path}: lacks {', '.join(missing)}; {REPACK}")
-    return manifest
-
-
-class Table:
-    """Shards of one folder, opened together and memory-mapped; rows are found by key."""
-
-    kind = ""
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder, self.kind)
-        self.meta: dict = self.manifest["meta"]
-        self.fingerprint = sha256_text(json_bytes({"meta": self.meta, "shards": self.manifest["shards"]}).decode())
-        self._batches: list[pa.RecordBatch] = []
-        self._place: dict = {}
-        for line in self.manifest["shards"]:
-            self._open_shard(line)
-
-    @classmethod
-    def open(cls, folder: str | Path):
-        """Open a folder's table. Raises ValueError, naming the file, for a missing, short or foreign shard."""
-        return cls(folder)
-
-    def __reduce__(self):
-        # A worker process maps the files for itself.
-        return type(self), (self.folder,)
-
-    def __len__(self) -> int:
-        return len(self._place)
-
-    def _key(self, columns: dict, row: int):
-        raise NotImplementedError
-
-    def _schema(self) -> pa.Schema:
-        raise NotImplementedError
-
-    def _open_shard(self, line: dict) -> None:
-        path = self.folder / line["file"]
-        if not path.is_file():
-            raise self._damaged(path, "is missing")
-        if path.stat().st_size != line["bytes"]:
-            raise self._damaged(path, f"has {path.stat().st_size} bytes, its manifest says {line['bytes']}")
-        try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-            for batch in batches:
-                batch.validate(full=True)       # offsets and names: no pixel and no token is read
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(path, f"is no whole Arrow file ({error})") from error
-        if not reader.schema.equals(self._schema(), check_metadata=True):
-            raise self._damaged(path, f"has other columns or settings than {MANIFEST} says")
-        rows = sum(batch.num_rows for batch in batches)
-        if rows != line["rows"]:
-            raise self._damaged(path, f"has {rows} rows, its manifest says {line['rows']}")
-        for batch in batches:
-            columns = {name: batch.column(name).to_pylist() for name in ("clip_id", *self._key_columns())}
-            for row in range(batch.num_rows):
-                key = self._key(columns, row)
-                if key in self._place:
-                    raise self._damaged(path, f"holds the row {key!r} a second time")
-                self._place[key] = len(self._batches), row
-            self._batches.append(batch)
-
-    def changed_shards(self) -> Iterator[str]:
-        """A sentence for each shard whose bytes are not those that its manifest lists (sha256). Reads every byte."""
-        for line in self.manifest["shards"]:
-            path = self.folder / line["file"]
-            if sha256_file(path) != line["sha256"]:
-                yield str(self._damaged(path, "its bytes are not those that were written (sha256 differs)"))
-
-    def _key_columns(self) -> tuple[str, ...]:
-        return ()
-
-    def _damaged(self, path: Path, problem: str) -> ValueError:
-        return ValueError(f"{path}: {problem}; delete {self.folder} and pack it again")
-
-    def _find(self, key) -> tuple[pa.RecordBatch, int]:
-        if key not in self._place:
-            raise ValueError(f"{self.folder}: has no row {key!r}")
-        batch, row = self._place[key]
-        return self._batches[batch], row
 
 
 @dataclass(frozen=True)

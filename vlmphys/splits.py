@@ -27,6 +27,7 @@ PUBLISHED_CLIPS_PER_ANOMALY = {
 CLIPS_PER_ANOMALY_ELSEWHERE = 4
 PUBLISHED_RATIO = 0.1
 REMAKE = "write it with data_prep/split.py"
+OTHER_FILE = "a file without a split is not written over: give another --out, or move it away"
 # What others call the folder of normal test clips, in small letters without blanks, dashes and underscores.
 NORMAL_WORDS = ("good", "normal", "ok", "okay", "anomalyfree", "nonanomalous", "defectfree", "faultfree", "healthy", "nominal")
 
@@ -148,11 +149,19 @@ def of_categories(clips: list[Clip], categories: str | None) -> list[Clip]:
     return [clip for clip in clips if clip.category in names]
 
 
-def write_split(path: str | Path, content: dict) -> None:
-    """Write a split file, whole or not at all; the same content always gives the same bytes."""
+def check_split_target(path: str | Path) -> None:
+    """Raise ValueError for a folder, and for a file with something else than a split: a list of clips, say, that was named by mistake."""
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"--out {path}: is a folder; give the name of a file, for instance {path / 'split.json'}")
+    if path.is_file() and path.stat().st_size and not {"protocol", "clips"} <= read_json(path, OTHER_FILE).keys():
+        raise ValueError(f"--out {path}: holds no split; {OTHER_FILE}")
+
+
+def write_split(path: str | Path, content: dict) -> None:
+    """Write a split file, whole or not at all; the same content always gives the same bytes. Raises ValueError as `check_split_target`."""
+    path = Path(path)
+    check_split_target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json_bytes(content))

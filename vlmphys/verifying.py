@@ -11,7 +11,8 @@ import numpy as np
 from vlmphys.features import DTYPE, FeaturesTable, clip_shape, open_features
 from vlmphys.priors import few_texts, lint, load_priors, priors_sha256
 from vlmphys.records import Variant, label_of
-from vlmphys.shards import REPACK, DialogueRow, DialogueTable, FramesTable, Packed, open_packed
+from vlmphys.shard_files import REPACK
+from vlmphys.shards import DialogueRow, DialogueTable, FramesTable, Packed, open_packed
 
 ANSWERS = {Variant.MULTI_TURN.value: 4, Variant.SINGLE_TURN.value: 1, Variant.NO_PHYSICS.value: 1}
 

@@ -113,11 +113,12 @@ def write_data(folder: Path, model: str, clips: int, text_tokens: tuple[int, int
     """Packed data of `clips` train clips: random pixels, dialogues of four turns of random tokens. Returns the dialogues' lengths."""
     import numpy as np
 
+    from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings
     from vlmphys.files import json_bytes
     from vlmphys.model import load_tokenizer, read_facts
-    from vlmphys.packing import DialogueMaker, DialogueSettings
     from vlmphys.priors import load_priors
-    from vlmphys.shards import VERSION, ShardWriter, dialogues_schema, frames_schema, manifest_of
+    from vlmphys.shard_files import VERSION, ShardWriter, manifest_of
+    from vlmphys.shards import dialogues_schema, frames_schema
     from vlmphys.splits import write_split
     tokenizer = load_tokenizer(model)
     facts = read_facts(model, tokenizer)

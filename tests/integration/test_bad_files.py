@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clip_files import decode_all, encode_clip, moving_images
+from clip_files import decode_all, encode_clip, moving_images, sound_alone
 
 from vlmphys.pixels import fit_frames
 from vlmphys.shards import open_packed
@@ -49,15 +49,6 @@ def whole(path: Path, **options) -> Path:
 def cut(path: Path, share: float, **options) -> None:
     content = whole(path, **options).read_bytes()
     path.write_bytes(content[:int(len(content) * share)])
-
-
-def sound_alone(path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def no_rate(path: Path) -> None:
@@ -97,7 +88,7 @@ HEVC = dict(codec="libx265", pixels="yuv420p10le", options={"x265-params": "log-
 AV1 = dict(codec="libsvtav1", options={"preset": "12", "svtav1-params": "lp=1"})
 
 
-def av1(path: Path) -> None:
+def encode_av1(path: Path) -> None:
     """In a process of its own: SVT-AV1, run as root, gives the one that it runs in real-time priority over all else on the machine."""
     process = multiprocessing.get_context("spawn").Process(target=encode_clip, args=(path, 30, 64, 64), kwargs=AV1)
     process.start()
@@ -122,7 +113,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], object], str | None]] = {
     "turned by metadata": ("turned.mp4", lambda path: whole(path, rotation=90), None),
     "variable frame rate": ("variable.mp4", variable_rate, None),
     "10-bit HEVC": ("hevc.mp4", lambda path: encode_clip(path, 30, 64, 64, **HEVC), None),
-    "AV1": ("av1.mp4", av1, None),
+    "AV1": ("av1.mp4", encode_av1, None),
     "no read permission": ("secret.mp4", unreadable, "Permission denied"),
     "broken link": ("link.mp4", link_to_nothing, "No such file"),
     "a name with a newline and other line ends": ("two\nlines \u2028 \x85.mp4", whole, None),

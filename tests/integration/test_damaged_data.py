@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launching import load_script
 
-from vlmphys.shards import VERSION
+from vlmphys.shard_files import VERSION
 
 pytestmark = pytest.mark.integration
 
@@ -73,8 +73,8 @@ def test_another_tokenizer(commands, packed_folder, tmp_path):
 def test_another_prior(commands, packed_folder, tiny_model_folder, tmp_path):
     """verify.py compares with the priors that it is given. The trainer reads none: what it refuses is a run that was begun on other dialogues."""
     from vlmphys.config import load_config
+    from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
     from vlmphys.model import load_tokenizer, read_facts
-    from vlmphys.packing import DialogueMaker, DialogueSettings, pack_dialogues
     from vlmphys.priors import PRIORS_FOLDER, load_priors
     from vlmphys.shards import open_packed
     from vlmphys.train import train

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from clip_files import encode_clip, make_videos
 from launching import load_script
 
 from vlmphys import packing
+from vlmphys.dialogue_packing import shuffled_states
 from vlmphys.files import only_writer
 from vlmphys.layout import scan_videos
-from vlmphys.packing import FrameSettings, pack_frames, shuffled_states
+from vlmphys.packing import FrameSettings, pack_frames
 from vlmphys.pixels import fit_frames
 from vlmphys.records import sha256_file
 from vlmphys.shards import FramesTable, open_packed
@@ -229,6 +231,29 @@ def test_bad_input_is_one_sentence_and_writes_nothing(videos, repository, tiny_m
     assert not out.exists()
 
 
+def test_what_would_be_passed_over_or_fail_after_the_decoding_is_refused_before(packed, videos, repository, tiny_model_folder, tmp_path, monkeypatch,
+                                                                              capsys):
+    def refusal(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["pack.py", "--model", str(tiny_model_folder), *map(str, words)])
+        assert pack.main() == 2
+        return capsys.readouterr().err
+
+    pack, out = load_script(repository / "data_prep/pack.py"), tmp_path / "packed"
+    arguments = ["--videos", videos, "--split", packed / "split.json", "--out", out, "--workers", 0]
+    assert "--out is empty" in refusal(*arguments, "--out", "")
+    assert "--only frames does not make" in refusal(*arguments, "--only", "frames", "--statistics")
+    if not torch.cuda.is_available():
+        assert "this machine has no usable GPU" in refusal(*arguments, "--features", "--device", "cuda")
+    assert not out.exists()
+    out.mkdir()
+    (out / "split.json").write_text("mine")
+    assert "give another --out, or move it away" in refusal(*arguments) and [path.name for path in out.iterdir()] == ["split.json"]
+    before = tree(packed)
+    for words in (["--frames", 4], ["--frame-rule", "phase"], ["--fit", "stretch"], ["--roi", "0,0,0.5,1"]):
+        assert f"{words[0]} belongs to the frames" in refusal("--only", "dialogues", "--out", packed, *words)
+    assert tree(packed) == before
+
+
 def test_a_second_packer_is_refused(packed, videos, repository, tiny_model_folder):
     with only_writer(packed):
         said = command(repository, "pack", "--only", "dialogues", "--model", tiny_model_folder, "--out", packed, status=2)
@@ -286,6 +311,14 @@ def test_other_settings_and_other_files_are_packed_anew(tmp_path):
     with pytest.raises(ValueError, match="was not written by data_prep/pack.py"):
         pack_frames(scan_videos(root), tmp_path / "mine", FrameSettings(8, 32), 0)
     assert (tmp_path / "mine/frames/thesis.txt").exists()
+    for name, words in (("frames.partial/thesis.txt", "holds 'thesis.txt', which data_prep/pack.py did not write"),
+                        ("frames/manifest.json", "was not written by data_prep/pack.py")):
+        path = tmp_path / words[:5] / name
+        path.parent.mkdir(parents=True)
+        path.write_text('{"name": "a web page"}')
+        with pytest.raises(ValueError, match=words):
+            pack_frames(scan_videos(root), tmp_path / words[:5], FrameSettings(8, 32), 0)
+        assert path.read_text() == '{"name": "a web page"}'
 
 
 def test_shuffled_labels_permute_the_train_clips_of_each_category(packed):

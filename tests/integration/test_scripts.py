@@ -35,7 +35,10 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
     ("quickstart", ["--epochs", "0"], "--epochs is '0'"),
     ("quickstart", ["--epochs", "5", "--max-steps", "5"], "--epochs and --max-steps both say how long to train"),
     ("quickstart", ["--seed", "x"], "--seed is 'x'"),
-    ("quickstart", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
+    ("quickstart", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is not there: give a folder in the layout"),
+    ("quickstart", ["--videos", "tests", "--protocol", "kfold"], "unknown --protocol 'kfold'"),
+    ("quickstart", ["--protocol", "given"], "--protocol given takes the sides of a list of clips"),
+    ("quickstart", ["--videos", "tests", "--protocol", "given", "--per-anomaly", "2"], "--per-anomaly belongs to --protocol weak"),
     ("quickstart", ["--videos", "tests", "--categories", "fan"], "--categories chooses simulated mechanisms, and --videos takes clips of yours"),
     ("quickstart", ["--clips"], "unknown option --clips"),
     ("quickstart", ["--seed"], "--seed needs a value"),
@@ -53,9 +56,10 @@ def without_gpu(tmp_path: Path) -> dict[str, str]:
      "--set per_device_train_batch_size=3 does not divide 16, the clips of an update: add --set gradient_accumulation_steps=N"),
     ("single_4090", ["--videos", "tests", "--model", "tiny", "--set", "gradient_accumulation_steps=many"],
      "--set gradient_accumulation_steps is 'many'"),
-    ("reproduce_paper", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is no folder"),
+    ("reproduce_paper", ["--videos", "no/such/folder"], "--videos 'no/such/folder' is not there: give a folder in the layout"),
+    ("reproduce_paper", ["--anomalies", "given"], "--anomalies given takes the sides of a list of clips"),
     ("reproduce_paper", ["--seeds", "0"], "--seeds is '0'"),
-    ("reproduce_paper", ["--anomalies", "some"], "--anomalies is 'some': give 'published', 'half', or the number of clips"),
+    ("reproduce_paper", ["--anomalies", "some"], "--anomalies is 'some': give 'published', 'half', 'given', or the number of clips"),
     ("reproduce_paper", ["--gpus", "3"], "--gpus is '3': 1, 2, 4, 8 or 16"),
     ("reproduce_paper", ["--recipe", "no.yaml"], "--recipe 'no.yaml' is no file"),
     ("reproduce_paper", ["--set", "seed=3"], "--set seed=3: this script gives that key itself"),
@@ -214,6 +218,22 @@ def test_a_listed_clip_that_changes_repeats_the_stages(repository, tmp_path):
     (tmp_path / "clips.csv").write_text("path,category,condition\none.mp4,fan,stuck\n")
     refused = stages(repository, tmp_path, run)
     assert refused.returncode == 2 and "error: " in refused.stderr and "line 2: 'one.mp4' has neither" in refused.stderr
+
+
+def test_a_list_of_clips_is_taken_category_by_category(repository, tmp_path):
+    for name in ("one.mp4", "two.mp4", "clips/gear/train/three.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "clips.csv").write_text("path,category,state\none.mp4,fan,stuck\ntwo.mp4,gear,stuck\n")
+    python = f'python() {{ PYTHONPATH="{repository}" "{sys.executable}" "$@"; }}\n'
+    assert stages(repository, tmp_path, python + 'clip_categories "$T/clips.csv"').stdout.split() == ["fan", "gear"]
+    assert stages(repository, tmp_path, python + 'list_videos "$T/clips.csv" "$T/gear.list" gear').returncode == 0
+    assert "two.mp4" in (tmp_path / "gear.list").read_text() and "one.mp4" not in (tmp_path / "gear.list").read_text()
+    assert stages(repository, tmp_path, 'clip_categories "$T/clips"').stdout.split() == ["gear"]
+    assert stages(repository, tmp_path, 'list_videos "$T/clips" "$T/folder.list" gear').returncode == 0
+    assert (tmp_path / "folder.list").read_text().startswith("train/three.mp4 0 ")
+    refused = stages(repository, tmp_path, python + 'clip_categories "$T/one.mp4"')
+    assert refused.returncode == 1 and "error: --videos " in refused.stderr and "is neither a folder nor a list of clips" in refused.stderr
 
 
 def test_predictions_older_than_the_model_are_made_anew(repository, tmp_path):

@@ -121,8 +121,8 @@ def test_sharegpt_loads_with_datasets_under_its_documented_schema(videos, reposi
 
 
 def test_exported_texts_are_those_that_are_packed(videos, repository, monkeypatch, tmp_path, tiny_model_folder):
+    from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
     from vlmphys.model import load_tokenizer, read_facts
-    from vlmphys.packing import DialogueMaker, DialogueSettings, pack_dialogues
     from vlmphys.priors import load_priors
     from vlmphys.shards import DialogueTable
     split, clips = load_split(videos / "split.json"), scan_videos(videos / "videos")

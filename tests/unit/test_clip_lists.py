@@ -66,6 +66,9 @@ def test_a_factory_archive_by_label_state_and_split(tmp_path, suffix):
         ("valve/test/anomalous/cam2__18", "valve", "anomalous", 1, False, "test"),
         ("valve/test/leak/cam2__17", "valve", "leak", 1, False, None)]
     assert found[3].clip_id == "valve/train/cam1__17" and found[3].in_train_folder and found[3].path == tmp_path / "cam1/17.mp4"
+    # A table that was kept in memory: gaps make 0 and 1 to 0.0 and 1.0. A path may begin with a tilde that stands for nobody.
+    floats = find_clips(write_list(path, [{**rows[0], "label": 0.0, "state": " "}, {**rows[2], "path": "~cam2/18.mp4", "label": "1.0"}]))
+    assert [(clip.clip_id, clip.label) for clip in floats] == [("valve/test/anomalous/~cam2__18", 1), ("valve/train/cam1__17", 0)]
     # An id hangs on its own line: others may come and go.
     assert find_clips(write_list(path, rows[:1]))[0] == found[3]
 
@@ -79,6 +82,11 @@ def test_a_factory_archive_by_label_state_and_split(tmp_path, suffix):
     ([{"path": "a.mp4", "category": "f/an", "state": "stuck"}], "cannot be a folder's name"),
     ([{"path": "a.mp4", "category": "fan", "state": "stuck"}] * 2, "line [23]: .*list each clip once"),
     ([{"path": "b.mp4", "category": "fan", "state": "stuck"}], "none of the 1 listed files is there"),
+    ([{"path": "a.mp4", "category": "fan", "state": " "}], "neither 'state' nor 'label'"),
+    ([{"path": "a.mp4", "category": "fan", "state": "stuck", "spilt": "test"}], "column 'spilt' is not known .did you mean 'split'"),
+    ([{"path": "a.mp4", "Category": "fan", "state": "stuck"}], "column 'Category' is not known .did you mean 'category'"),
+    ([{"path": "a\0.mp4", "category": "fan", "state": "stuck"}], r"'a\\x00.mp4' can be no file's name"),
+    ([{"path": "x" * 5000, "category": "fan", "state": "stuck"}], "none of the 1 listed files is there"),
     ([{"category": "fan", "state": "stuck"}], "path")])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_mistakes_are_named_with_their_line(tmp_path, suffix, rows, words):
@@ -94,7 +102,13 @@ def test_what_is_no_list_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no such folder"):
         find_clips(tmp_path / "clips.csv")
     for name, text, words in (("a.jsonl", "{", "line 1: no JSON"), ("b.jsonl", "3\n", "a JSON object is expected"), ("c.csv", "", "names nothing"),
-                              ("d.csv", "paths,category\n", "is 'paths' the path"), ("e.jsonl", "\n", "lists no clip")):
+                              ("d.csv", "paths,category\n", "is 'paths' the path"), ("e.jsonl", "\n", "lists no clip"),
+                              ("f.csv", "path;category;state\n", "with commas between them"), ("g.csv", "path,state,path\n", "'?path'? twice"),
+                              ("h.csv", "path,state\na,b.mp4,stuck\n", "line 2: has more values than the 2 columns"),
+                              ("i.csv", f"path,state\n{'x' * 200_000},stuck\n", "after line 1: no CSV"),
+                              ("j.jsonl", "[" * 100_000, "line 1: no JSON"), ("k.json", "[" * 100_000, "not valid JSON"),
+                              ("l.jsonl", '{"path": ["a.mp4"]}\n', "'path' must be a text or a number"),
+                              ("m.jsonl", '{"path": "\\ud800.mp4"}\n', "can be no file's name")):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=words):
             find_clips(tmp_path / name)

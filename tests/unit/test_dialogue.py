@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from llama_tokenizers import finished, llama_of_words, llama_trained
+from llama_tokenizers import llama_of_words, llama_trained
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast, VideoLlavaProcessor
 

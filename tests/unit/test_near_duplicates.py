@@ -151,3 +151,6 @@ def test_split_lists_and_refuses_what_crosses_the_border(videos, repository, tmp
     status, said = split()
     assert status == 2 and "lock/test/jam/0001 (" in said and "and lock/train/0001 (train): the same file" in said
     assert split("--workers", "-1")[0] == 2
+    for words in (("--ratio", "0.2"), ("--folds", "3"), ("--leave-out", "usb")):
+        status, said = split(*words)
+        assert status == 2 and f"{words[0]} belongs to the protocol " in said and "not to 'weak'" in said

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlmphys.files import finish_swap, json_bytes, only_writer, swap_folder, write_atomic
-from vlmphys.shards import VERSION, DialogueTable, FramesTable, ShardWriter, dialogues_schema, frames_schema, manifest_of, open_packed
+from vlmphys.files import finish_swap, json_bytes, old_folder, only_writer, swap_folder, write_atomic
+from vlmphys.shard_files import VERSION, ShardWriter, manifest_of
+from vlmphys.shards import DialogueTable, FramesTable, dialogues_schema, frames_schema, open_packed
 
 pytestmark = pytest.mark.unit
 
@@ -218,14 +219,19 @@ def test_a_swap_that_was_cut_in_two_is_finished(tmp_path):
     target, ready = folder("frames", "old"), folder("frames.partial", "new")
     swap_folder(ready, target)
     assert (target / "manifest.json").read_text() == "new" and sorted(path.name for path in tmp_path.iterdir()) == ["frames"]
-    target.rename(tmp_path / "frames.old")
+    target.rename(old_folder(target))
     folder("frames.partial", "newer")
     finish_swap(ready, target, "manifest.json")
-    assert (target / "manifest.json").read_text() == "newer" and not (tmp_path / "frames.old").exists()
-    target.rename(tmp_path / "frames.old")
+    assert (target / "manifest.json").read_text() == "newer" and not old_folder(target).exists()
+    target.rename(old_folder(target))
     ready.mkdir()
     finish_swap(ready, target, "manifest.json")
     assert (target / "manifest.json").read_text() == "newer"
+    # A person's own backup is neither taken for one nor removed.
+    backup = folder("frames.old", "mine")
+    swap_folder(folder("frames.next", "newest"), target)
+    finish_swap(ready, target, "manifest.json")
+    assert (backup / "manifest.json").read_text() == "mine" and (target / "manifest.json").read_text() == "newest"
 
 
 def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
@@ -237,6 +243,14 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
         with only_writer(tmp_path / "run", "training"):
             (tmp_path / "run" / "kept").write_text("")
     assert (tmp_path / "run" / "kept").exists()
+
+
+def test_only_a_folder_that_was_made_is_taken_away_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "made"):
+        with only_writer(tmp_path / name):
+            assert (tmp_path / name).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_one_writer_at_a_time(tmp_path):

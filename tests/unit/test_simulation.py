@@ -89,9 +89,12 @@ def test_a_full_disk_is_told_in_a_sentence_and_other_errors_are_not_hidden(tmp_p
     with pytest.raises(ValueError, match=r"no space left on the device; make room and run the same command again: finished clips are kept"):
         with clear_disk_errors(tmp_path, "finished clips"):
             raise av.error.OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(PermissionError):
+    with pytest.raises(ValueError, match=r"clip.mp4: cannot be written \(Permission denied\); give a folder that you may write to"):
         with clear_disk_errors(tmp_path, "finished clips"):
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "clip.mp4"))
+    with pytest.raises(OSError, match="Input/output error"):
+        with clear_disk_errors(tmp_path, "finished clips"):
+            raise OSError(errno.EIO, "Input/output error")
 
 
 def test_the_quality_of_encoding_hangs_on_the_seed_alone_and_covers_its_range_in_every_state(tmp_path):

@@ -139,6 +139,20 @@ def test_file_round_trip(tmp_path):
     assert path.read_bytes() == first and [entry.name for entry in path.parent.iterdir()] == ["split.json"]
 
 
+def test_a_file_that_is_no_split_is_never_written_over(tmp_path):
+    content = make_split(clips_of(), "weak")
+    for name, text in (("clips.csv", "path,category\n"), ("other.json", '{"clips": []}')):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: .*give another --out, or move it away"):
+            write_split(tmp_path / name, content)
+        assert (tmp_path / name).read_text() == text
+    with pytest.raises(ValueError, match="is a folder; give the name of a file"):
+        write_split(tmp_path, content)
+    (tmp_path / "empty.json").touch()
+    write_split(tmp_path / "empty.json", content)
+    assert load_split(tmp_path / "empty.json").protocol == "weak"
+
+
 @pytest.mark.parametrize("change, words", [
     ({"version": 2}, "version 2"), ({"clips": {}}, "names no clip"),
     ({"clips": {"fan/train/1": "trian"}}, "'trian', allowed: test, train, val")])

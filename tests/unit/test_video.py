@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clip_files import decode_all, encode_clip
+from clip_files import decode_all, encode_clip, sound_alone
 
 from vlmphys import video
-from vlmphys.frame_rules import FRAME_RULES, frame_indices
+from vlmphys.frame_rules import frame_indices
 from vlmphys.video import VideoError, read_frames
 
 pytestmark = pytest.mark.unit
@@ -134,12 +134,7 @@ def bad_file(folder: Path, kind: str) -> Path:
         whole = encode_clip(folder / "good.mp4", 40, container_options={"movflags": "faststart"}).read_bytes()
         path.write_bytes(whole[:len(whole) * 7 // 10])
     elif kind == "sound alone":
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("aac", rate=8000, layout="mono")
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-            frame.sample_rate = 8000
-            container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+        sound_alone(path)
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "folder":
