@@ -85,7 +85,8 @@ def _add_detect(commands) -> None:
     detect.add_argument("--settle", default="1s", metavar="1s", help="with --watch: how long a file must not have grown before it is read   [1s]")
     detect.add_argument("--until-idle", metavar="60s", help="with --watch: end when nothing has come for so long   [watch until interrupted]")
     detect.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
-    detect.add_argument("--dtype", choices=["auto", "fp32", "bf16", "4bit"], default="auto", help="as in launch/predict.py   [bf16 on a GPU, fp32 on a CPU]")
+    detect.add_argument("--dtype", choices=["auto", "fp32", "bf16", "4bit"], default="auto",
+                        help="as in launch/predict.py   [bf16 on a GPU, fp32 on a CPU]")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,8 +20,9 @@
     the clips' files are in the page cache.
 
 All three: one process, the same threads, heap settings (`vlmphys.heap`), clips, global batch, micro-batch and precision; (c) shuffles
-in an order of its own. Each round starts each of them anew, in an order that rotates, and counts from the end of the warm-up steps. A row after the table says what (b) gains
-when it takes the tower's features in place of pixels (data_prep/pack.py --features); the features are made before and not counted.
+in an order of its own. Each round starts each of them anew, in an order that rotates, and counts from the end of the warm-up steps. A row
+after the table says what (b) gains when it takes the tower's features in place of pixels (data_prep/pack.py --features); the features are
+made before and not counted.
 On a machine that others use, seconds are worth nothing, and the ratios of one run a little.
 """
 

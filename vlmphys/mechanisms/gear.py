@@ -17,7 +17,8 @@ RADII = (0.44, 0.46, 0.44, 0.46)
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The motor turns gear one against drag. stuck: the train is blocked; single, double, triple: stripped teeth leave the last 1, 2, 3 gears without drive."""
+    """The motor turns gear one against drag. stuck: the train is blocked; single, double, triple: stripped teeth leave the last 1, 2, 3
+    gears without drive."""
     instants = times(frames)
     direction, turns_per_second = rng.choice((-1.0, 1.0)), rng.uniform(0.4, 1.35)
     speed, drag = direction * 2 * np.pi * turns_per_second, rng.uniform(5.0, 10.0)

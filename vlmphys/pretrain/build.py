@@ -88,14 +88,16 @@ def build_tiny_base(out: Path, work: Path, config: BuildConfig) -> None:
     for row, category in enumerate(categories):
         turns_CP[row, :len(parts_of[category])] = [part.is_turn for part in parts_of[category]]
     work.mkdir(parents=True, exist_ok=True)
-    saved_tower = work / f"tower-{sha256_text(str([value for name, value in asdict(config).items() if not name.startswith(('language', 'text'))]))[:12]}.safetensors"
+    of_tower = [value for name, value in asdict(config).items() if not name.startswith(("language", "text"))]
+    saved_tower = work / f"tower-{sha256_text(str(of_tower))[:12]}.safetensors"
     if saved_tower.exists():
         console.print(f"tower: taken from {saved_tower}")
         tower.load_state_dict(load_file(saved_tower))
         tower.eval()
     else:
         pool = simulate(config.tower_clips, "tower", config.tower_sound_share)
-        train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.tower_rate, config.seed, reporter("tower", config.tower_steps))
+        train_tower(tower, pool, turns_CP, config.tower_steps, config.tower_batch, config.tower_rate, config.seed,
+                    reporter("tower", config.tower_steps))
         save_whole(tower.state_dict(), saved_tower)
 
     video_tokens = FRAMES * tokens_per_frame(network.config.vision_config)
@@ -159,7 +161,8 @@ def check_answers(network, writer: DialogueWriter, pool: Pool, features_NVD: tor
 
 def model_card(config: BuildConfig, table: dict[str, tuple[float, int]], parameters: int) -> str:
     """The card that ships with the weights: how they were made and what they answer."""
-    rows = "\n".join(f"| {name} | {'single numbers' if name in NUMBER_QUESTIONS else 'whole answers'} | {share:.3f} | {count} |" for name, (share, count) in table.items())
+    rows = "\n".join(f"| {name} | {'single numbers' if name in NUMBER_QUESTIONS else 'whole answers'} | {share:.3f} | {count} |"
+                     for name, (share, count) in table.items())
     settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items())
     return f"""# The tiny base of vlmphys
 

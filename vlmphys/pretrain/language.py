@@ -45,7 +45,7 @@ class DialogueWriter:
         """Ids and labels in the format of `vlmphys/dialogue.py`: answers and their end of sequence are supervised."""
         ids, labels = [self.bos], [IGNORE]
         for number, (question, answer) in enumerate(turns):
-            asked = list(self.encode("USER: ")) + self.video + list(self.encode("\n" + question)) if number == 0 else list(self.encode("USER: " + question))
+            asked = [*self.encode("USER: "), *self.video, *self.encode("\n" + question)] if number == 0 else [*self.encode("USER: " + question)]
             asked += self.encode(" ASSISTANT:")
             told = [*self.encode(" " + answer), self.eos]
             ids += asked + told
@@ -125,7 +125,8 @@ def dialogue_turns(rng: np.random.Generator, writer: DialogueWriter, pool: Pool,
     return turns
 
 
-def dialogue_loss(network, dialogues: list[tuple[list[int], list[int]]], features_BVD: torch.Tensor, frames: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def dialogue_loss(network, dialogues: list[tuple[list[int], list[int]]], features_BVD: torch.Tensor,
+                  frames: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Mean cross-entropy over the supervised tokens of a padded batch, the head run on those alone; and the two asked layers, B x T x D."""
     length = max(len(ids) for ids, _ in dialogues)
     pad = network.config.pad_token_id if network.config.pad_token_id is not None else network.config.text_config.pad_token_id

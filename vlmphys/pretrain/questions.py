@@ -22,7 +22,8 @@ STEADY_SPREAD, UNEVEN_SPREAD = 0.18, 0.3
 Turn = tuple[str, str]
 
 
-def motion_turns(rng: np.random.Generator, category: str, parts: tuple[Part, ...], places_TP: np.ndarray, count: int, only_numbers: bool = False) -> list[Turn]:
+def motion_turns(rng: np.random.Generator, category: str, parts: tuple[Part, ...], places_TP: np.ndarray, count: int,
+                 only_numbers: bool = False) -> list[Turn]:
     """`count` questions about one clip with their answers, drawn by lot. `places_TP` holds shares in [0, 1], one column a part.
 
     `only_numbers` asks for places and steps alone, eight numbers at a time: what all other answers are made of.
