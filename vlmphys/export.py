@@ -58,7 +58,7 @@ def export(run_folder: str | Path, out: str | Path, merge: bool = False, scores:
 
     target = out.absolute()
     aside = target.with_name(f".{target.name}.partial")
-    with only_writer(aside, "exporting"):
+    with only_writer(aside, "exporting", passing=True):
         # One level below the folder that is held, so that taking its name leaves nothing behind.
         folder = aside / "model"
         if folder.exists():

@@ -162,13 +162,14 @@ def clear_disk_errors(out: Path, kept: str):
 
 
 @contextmanager
-def only_writer(folder: Path, doing: str = "packing"):
-    """Hold a folder, made where it is missing, for one process alone; one that was made is removed again where nothing was written into it.
+def only_writer(folder: Path, doing: str = "packing", passing: bool = False):
+    """Hold a folder, made where it is missing, for one process alone. It is removed again where nothing stands in it at the end and it was
+    made here, or is a `passing` one, whose name nobody but this program gives.
 
     Raises ValueError where another process holds it, saying what that is `doing`, and for a folder that cannot be made. The lock ends
     with the process, however that ends.
     """
-    made = not folder.exists()
+    ours = passing or not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -187,6 +188,6 @@ def only_writer(folder: Path, doing: str = "packing"):
     try:
         yield
     finally:
-        if made and not any(folder.iterdir()):
+        if ours and not any(folder.iterdir()):
             folder.rmdir()
         os.close(handle)
