@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
+from vlmphys.comparison import ablation_tables, check_common, compare_runs, named_by_variant
 from vlmphys.files import read_json, write_atomic, writing
 from vlmphys.judge_options import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
@@ -135,6 +135,8 @@ def score(arguments: argparse.Namespace) -> None:
         files, folders, predictions = ({names.get(name, name): value for name, value in of_run.items()} for of_run in (files, folders, predictions))
     if arguments.data:
         check_fingerprints(predictions.values(), packed.fingerprint, arguments.data)
+    if arguments.compare:
+        check_common(predictions)
     losses = {name: last_losses(folder) for name, folder in folders.items()}
     n_common, difference = compare_clips(predictions)
     runs = {name: score_predictions(table, arguments.threshold, arguments.seed, split, quarantined) for name, table in predictions.items()}
