@@ -315,3 +315,17 @@ def test_probabilities_are_read_of_our_own_rows_alone(tmp_path):
     assert read_predictions(path).probabilities_N is None
     path.write_text("".join(json.dumps({**row, "data_fingerprint": "f"}) + "\n" for row in rows))
     assert read_predictions(path).probabilities_N.tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("folders", ["", "./", "videos/", "/data/videos/", "C:/a b/"])
+def test_the_category_of_a_path_is_the_folder_above_its_side(tmp_path, folders):
+    (tmp_path / "p.csv").write_text(f"clip_id,label,score\n{folders}fan/test/stuck/0003.mp4,1,0.5\n{folders}gear/train/ok/1.mp4,0,0.5\n")
+    read = read_predictions(tmp_path / "p.csv")
+    assert read.categories == ["fan", "gear"] and read.states == ["stuck", "ok"] and read.clip_ids[0] == f"{folders}fan/test/stuck/0003.mp4"
+
+
+@pytest.mark.parametrize("clip_id", ["./fan/0003", "../0003", "./test/0003"])
+def test_a_category_is_no_dot(tmp_path, clip_id):
+    (tmp_path / "p.csv").write_text(f"clip_id,label,score\n{clip_id},1,0.5\n")
+    with pytest.raises(ValueError, match=r":2: clip_id .* begins with '\.+', and its first part is its category: .* or add a category column"):
+        read_predictions(tmp_path / "p.csv")
