@@ -305,7 +305,7 @@ def _label(row: dict, path: Path, number: int, sources: dict[str, dict[str, int]
         return QUICK_LABELS[stored]
     own = None if stored is None or stored == "" else LABEL_WORDS.get(str(stored).strip().lower())
     if own is None and stored is not None and stored != "":
-        raise ValueError(f"{path}:{number}: label {_shown(stored)} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
+        raise ValueError(f"{path}:{number}: label {_shown(stored)} of clip {clip_id!r}: allowed are 0, normal or false, and 1, anomalous or true")
     known = [(OWN, own)] if own is not None else []
     known += [(name, found[clip_id]) for name, found in sources.items() if clip_id in found]
     if not known:
