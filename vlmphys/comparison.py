@@ -146,8 +146,9 @@ def named_by_variant(variants: Mapping[str, str | None]) -> dict[str, str]:
     return dict(zip(variants, said)) if all(said) and len(set(said)) == len(said) else {name: name for name in variants}
 
 
-def ablation_tables(comparison: dict) -> list[TextTable]:
-    """One table a figure: the base's AUROC, and of every other run its AUROC, the difference with its interval, and its p."""
+def ablation_tables(comparison: dict, with_published: bool = True) -> list[TextTable]:
+    """One table a figure: the base's AUROC, and of every other run its AUROC, the difference with its interval, and its p. with_published: the
+    paper's means are named below runs of its variants."""
     base, against = comparison["base"], comparison["against"]
     tables = []
     for figure, title in FIGURES.items():
@@ -162,7 +163,8 @@ def ablation_tables(comparison: dict) -> list[TextTable]:
         means = [compared[figure]["mean"] for compared in against.values()]
         rows.append([f"mean of {_differing([str(mean['n_categories']) for mean in means])}", "", _differing([number(mean["base"]) for mean in means]),
                      *(cell for mean in means for cell in _cells(mean))])
-        tables.append(TextTable(f"Compared with {base}: {title}", header, rows, _notes(comparison, figure), frozenset({len(rows) - 1})))
+        tables.append(TextTable(f"Compared with {base}: {title}", header, rows, _notes(comparison, figure, with_published),
+                                frozenset({len(rows) - 1})))
     return tables
 
 
@@ -185,7 +187,7 @@ def _differing(texts: list[str | None]) -> str:
     return " / ".join(dict.fromkeys(text for text in texts if text is not None))
 
 
-def _notes(comparison: dict, figure: str) -> list[str]:
+def _notes(comparison: dict, figure: str, with_published: bool) -> list[str]:
     base, against = comparison["base"], comparison["against"]
     notes = ["paired over the clips that both runs have; intervals: bootstrap within each class, the same resampled clips for both, seed "
              f"{comparison['seed']}; p of a category: DeLong's test, of the mean: bootstrap over independent categories; two-sided, not corrected "
@@ -203,7 +205,7 @@ def _notes(comparison: dict, figure: str) -> list[str]:
             if record["difference"] is not None and record["p"] is None:
                 without_p.setdefault(record["reasons"]["p"], []).append(category)
         notes += [f"{name}: no p in {', '.join(categories)} ({reason})" for reason, categories in without_p.items()]
-    if figure == "auroc_verdict" and {base, *against} & {variant.value for variant in Variant}:
+    if with_published and figure == "auroc_verdict" and {base, *against} & {variant.value for variant in Variant}:
         table = published()["table3"]
         printed = ", ".join(f"{variant} {value:.3f}" for variant, value in table["printed_mean"].items())
         notes.append(f"{table['source']}, prints as means over 21 categories: {printed} (its split is not published)")

@@ -217,8 +217,8 @@ class _Columns:
             elif not rest.startswith(SIDES) and (side := SIDE_WITHIN.match(rest)):
                 head = side.group(1)
             if not head or head in (".", ".."):
-                raise ValueError(f"{path}:{number}: clip_id {clip_id!r:.80} begins with {'a slash' if not head else repr(head)}, and its first part is "
-                                 "its category: take the folders before that away, as in 'fan/test/stuck/0003', or add a category column")
+                raise ValueError(f"{path}:{number}: clip_id {clip_id!r:.80} begins with {repr(head) if head else 'a slash'}, and its first part "
+                                 "is its category: take the folders before that away, as in 'fan/test/stuck/0003', or add a category column")
         category = str(category) if category else head
         state = str(state) if state else rest.rpartition("/")[0].rpartition("/")[2]
         self.clip_ids.append(clip_id)

@@ -102,7 +102,8 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     published_21 = [name for name in PHYS_AD_CATEGORIES if name != LEFT_OUT_OF_21]
     average = mean_record(per_category, list(per_category), replicates, strict=False)
     warnings = [*_row_warnings(predictions, per_category), *_verdict_warnings(predictions, chosen, tied, one_verdict),
-                *_interval_warnings(per_category, average, scored, tied), *(_split_warnings(predictions, split, quarantined) if split is not None else ())]
+                *_interval_warnings(per_category, average, scored, tied)]
+    warnings += _split_warnings(predictions, split, quarantined) if split is not None else []
     return {
         "version": SCORES_VERSION,
         **predictions.constants,
@@ -258,8 +259,9 @@ def _verdict_warnings(predictions: Predictions, threshold: Mapping, tied: Sequen
     if predictions.anomalous_N is not None:
         read_N = ~predictions.unparsed_N & ~np.isnan(predictions.scores_N)
         if other := int((read_N & (predictions.anomalous_N != (predictions.scores_N >= threshold["value"]))).sum()):
-            found.append(f"{other} of {int(read_N.sum())} verdicts of the verdict column are not those of the scores at {threshold['value']:g}: accuracy "
-                         "is of the scores, balanced accuracy, TPR and FPR of the column (a calibrated run has a threshold of its own: give --threshold)")
+            found.append(f"{other} of {int(read_N.sum())} verdicts of the verdict column are not those of the scores at {threshold['value']:g}: "
+                         "accuracy is of the scores, balanced accuracy, TPR and FPR of the column (a calibrated run has a threshold of its own: give "
+                         "it as --threshold)")
     return found
 
 
@@ -280,10 +282,11 @@ def _interval_warnings(per_category: Mapping[str, dict], average: Mapping, score
     if few:
         found.append(f"few clips of a class make the bootstrap's interval too narrow in {_named(few)}")
     if sharp:
-        found.append(f"the AUROC's interval has width 0 in {_named(sharp)}: all resamples of these clips are ordered alike, which other clips need not be")
+        found.append(f"the AUROC's interval has width 0 in {_named(sharp)}: all resamples of these clips are ordered alike, which "
+                     "other clips need not be")
     if average["auroc_ci95"] is not None and average["auroc_ci95"][1] < 0.5:
-        found.append("the AUROC's interval lies below 0.5, worse than chance: a high score must mean anomalous; if it means normal here, give the scores "
-                     "with the other sign")
+        found.append("the AUROC's interval lies below 0.5, worse than chance: a high score must mean anomalous; if it means normal here, give the "
+                     "scores with the other sign")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from vlmphys.comparison import ablation_tables, check_common, compare_runs, name
 from vlmphys.paired import delong
 from vlmphys.predictions import read_predictions
 from vlmphys.scoring import score_predictions
+from vlmphys.tables import console_text, csv_text, markdown_text
 
 pytestmark = pytest.mark.unit
 
@@ -63,6 +65,23 @@ def test_differences_are_those_of_the_common_clips(tmp_path):
     assert mean["difference_ci95"][1] - mean["difference_ci95"][0] < np.ptp(part["auroc"]["per_category"]["fan"]["difference_ci95"])
     assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison and compared(tmp_path)[0] == comparison
     assert compared(tmp_path, seed=1)[0] != comparison
+
+
+def test_the_csv_has_the_differences_and_every_table_the_intervals(tmp_path):
+    write(tmp_path / "one.jsonl", 0, 0.5)
+    write(tmp_path / "two.jsonl", 1, 2.0)
+    comparison, runs = compared(tmp_path)
+    rows = list(csv.DictReader(csv_text(runs, comparison).splitlines()))
+    part = comparison["against"]["two"]["auroc_verdict"]
+    records = {("category", "fan"): part["per_category"]["fan"], ("average", ""): part["mean"]}
+    for place, record in records.items():
+        one, two = (next(row for row in rows if (row["run"], row["kind"], row["category"]) == (name, *place)) for name in ("one", "two"))
+        assert two["auroc_verdict_difference"] == repr(record["difference"]) and two["auroc_verdict_p"] == repr(record["p"])
+        assert two["auroc_verdict_difference_ci95_high"] == repr(record["difference_ci95"][1])
+        assert one["auroc_difference"] == one["auroc_p"] == ""
+    assert "auroc_difference" not in csv_text(runs)
+    interval = "{:.3f} [{:.3f}, {:.3f}]".format(runs["two"]["average"]["auroc"], *runs["two"]["average"]["auroc_ci95"])
+    assert interval in markdown_text(runs) and interval in console_text(runs, 130) and interval not in console_text(runs, 100)
 
 
 def test_a_run_against_itself_differs_by_nothing_and_has_no_p_in_a_category(tmp_path):

@@ -335,7 +335,8 @@ def test_a_category_is_no_dot(tmp_path, clip_id):
     ("x.xlsx", b"PK\x03\x04rest", r"x.xlsx is an Excel file or another archive: save its table as CSV UTF-8"),
     ("x.csv", b"PK\x03\x04rest", "x.csv is an Excel file"),
     ("x.csv", "clip_id,label,score\n".encode("utf-16"), "x.csv is UTF-16 text, not UTF-8: save it as CSV UTF-8"),
-    ("x.tsv", b"clip_id\tlabel\tscore\nfan/1\t1\t0.5\n", "x.tsv:1: no JSON, rather a table: put commas between its fields, and let its name end in .csv"),
+    ("x.tsv", b"clip_id\tlabel\tscore\nfan/1\t1\t0.5\n", "x.tsv:1: no JSON, rather a table: put commas between its fields, and let "
+                                                                "its name end in .csv"),
     ("x.json", b'[{"clip_id": "fan/1"}]\n', "not a list: write each of its objects in a line of its own"),
     ("x.json", b'[\n {"clip_id": "fan/1"}\n]\n', "x.json:1: the beginning of a list in several lines"),
     ("x.csv", b"Clip_ID,Label,Score\nfan/1,1,0.5\n", "at least clip_id, score, and label unless --labels or --data has it; write clip_id in place of "
