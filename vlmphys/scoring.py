@@ -285,7 +285,7 @@ def _interval_warnings(per_category: Mapping[str, dict], average: Mapping, score
         found.append(f"the AUROC's interval has width 0 in {_named(sharp)}: all resamples of these clips are ordered alike, which "
                      "other clips need not be")
     if average["auroc_ci95"] is not None and average["auroc_ci95"][1] < 0.5:
-        found.append("the AUROC's interval lies below 0.5, worse than chance: a high score must mean anomalous; if it means normal here, give the "
+        found.append("the AUROC's interval lies below 0.5: a high score must mean anomalous; if it means normal here, give the "
                      "scores with the other sign")
     return found
 
