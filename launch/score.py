@@ -38,9 +38,9 @@ ALSO_WRITTEN = (TEXTS_NAME, JOURNAL_NAME)
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other "
-                                                 "program (JSONL or CSV with clip_id, label, score, where a higher score means more anomalous; the texts "
-                                                 "of LLaMA-Factory, lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex and "
-                                                 "report.html.")
+                                                 "program (JSONL or CSV with clip_id, label, score, where a higher score means more anomalous; the "
+                                                 "texts of LLaMA-Factory, lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex "
+                                                 "and report.html.")
     files = parser.add_mutually_exclusive_group(required=True)
     files.add_argument("--predictions", nargs="+", action="extend", metavar="[NAME=]FILE", help="one file, or several to put side by side")
     files.add_argument("--compare", nargs="+", action="extend", metavar="[NAME=]FILE",
