@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vlmphys.explanations import References, prior_references
-from vlmphys.files import json_bytes, write_atomic, writing
+from vlmphys.explanations import References, prior_references, state_key
+from vlmphys.files import json_bytes, read_json, write_atomic, writing
 from vlmphys.judge_options import JOURNAL_NAME, NONE, add_judge_arguments, open_judge
 from vlmphys.llm_score import failure_warnings
 from vlmphys.paeval_score import AGGREGATIONS, KINDS, Readings, aggregate, judge_texts, read_candidates, read_library, read_raw_replies
-from vlmphys.records import sha256_file
+from vlmphys.priors import known_categories, load_prior
+from vlmphys.records import nearest, sha256_file
 from vlmphys.signals import exit_status
 
 RESULT_NAME = "paeval.json"
@@ -35,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
                         help='references: {category: {"description_label": {state: [texts]}, "explanation_label": ...}} (default: the priors)')
     parser.add_argument("--priors", type=Path, help="folder with further priors, for references where no library is given")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results, of their own")
+    parser.add_argument("--overwrite", action="store_true", help="write although --out holds the results of other texts or replies, which are lost")
     add_judge_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -65,6 +67,27 @@ def references_of(kind: str, library: Path | None, priors: Path | None, categori
     return found
 
 
+def check_earlier(out: Path, files: dict[str, str]) -> None:
+    """Refuse to write over the results of another file of the same kind. files: the kind of each file -> its digest."""
+    if not (out / RESULT_NAME).exists():
+        return
+    cure = "give another --out, or --overwrite"
+    earlier = read_json(out / RESULT_NAME, cure).get("files")
+    earlier = earlier if isinstance(earlier, dict) else {}
+    if others := [kind for kind, digest in files.items() if kind in earlier and earlier[kind] != digest]:
+        raise ValueError(f"--out {out} holds the results of another file of {others[0]}: {cure}")
+
+
+def unknown_states(judged: dict[str, tuple[Readings, dict | None]], priors: Path | None) -> list[str]:
+    """A sentence for each state of raw replies that the prior of its category does not have; other categories have no prior to ask."""
+    known, found = set(known_categories(priors)), []
+    for category, state in dict.fromkeys((category, state) for readings, _ in judged.values() for category, states in readings.items()
+                                         for state in states):
+        if category in known and state_key(state) not in (states := load_prior(category, priors).states):
+            found.append(f"{category}: its prior has no state {state!r}{nearest(state, states)}; it counts as a state of its own")
+    return found
+
+
 def score(arguments: argparse.Namespace, console: Console) -> None:
     """Read, ask, aggregate, write and print."""
     files = check(arguments)
@@ -73,13 +96,24 @@ def score(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.replies is not None:
         judged = {kind: (readings, None) for kind, readings in read_raw_replies(arguments.replies).items()}
         result["files"] = {"replies": sha256_file(arguments.replies)}
+        if not arguments.overwrite:
+            check_earlier(arguments.out, result["files"])
+        for note in unknown_states(judged, arguments.priors):
+            console.print(f"- {note}", highlight=False, soft_wrap=True, markup=False)
     else:
         texts = {kind: read_candidates(file) for kind, file in files.items()}
         references = {kind: references_of(kind, arguments.library, arguments.priors, list(texts[kind])) for kind in texts}
         result["files"] = {f"{kind}s": sha256_file(file) for kind, file in files.items()}
+        if not arguments.overwrite:
+            check_earlier(arguments.out, result["files"])
         result["references"] = sha256_file(arguments.library) if arguments.library else "priors"
         with open_judge(arguments, lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False)) as judge:
             judged = {kind: judge_texts(texts[kind], references[kind], judge) for kind in texts}
+        records = [record for _, record in judged.values() if record["n_texts"]]
+        if records and all(record["n_failed"] == record["n_texts"] for record in records):
+            problems = ", ".join(f"{count} {problem}" for problem, count in records[0]["failures"].items())
+            raise ValueError(f"the judge graded no text at all ({problems}): see that --judge-url and --judge-model are those of a server that "
+                             "answers; nothing was written")
     for kind, (readings, record) in judged.items():
         result[kind] = {**({"judge": record} if record else {}), **aggregate(readings)}
         for warning in failure_warnings(record, f"the {kind} score") if record else []:

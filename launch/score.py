@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
+from vlmphys.comparison import ablation_tables, check_common, compare_runs, named_by_variant
 from vlmphys.files import read_json, write_atomic, writing
 from vlmphys.judge_options import JOURNAL_NAME
 from vlmphys.predictions import Predictions, read_labels, read_predictions
@@ -38,8 +38,9 @@ ALSO_WRITTEN = (TEXTS_NAME, JOURNAL_NAME)
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Figures per category and their means, from the predictions of vlmphys or of any other "
-                                                 "program (JSONL or CSV with clip_id, label, score; the texts of LLaMA-Factory, "
-                                                 "lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex and report.html.")
+                                                 "program (JSONL or CSV with clip_id, label, score, where a higher score means more anomalous; the "
+                                                 "texts of LLaMA-Factory, lmms-eval and Phys-AD). Writes scores.json, table.md, table.csv, table.tex "
+                                                 "and report.html.")
     files = parser.add_mutually_exclusive_group(required=True)
     files.add_argument("--predictions", nargs="+", action="extend", metavar="[NAME=]FILE", help="one file, or several to put side by side")
     files.add_argument("--compare", nargs="+", action="extend", metavar="[NAME=]FILE",
@@ -57,6 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, help="score from which a clip counts as anomalous (default: 0 for log-odds, "
                                                         "0.5 where all scores of another program lie in [0, 1])")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap intervals")
+    parser.add_argument("--no-published", action="store_true", help="leave the published figures out of the terminal and of all files")
     add_text_arguments(parser)
     return parser.parse_args(arguments)
 
@@ -135,6 +137,8 @@ def score(arguments: argparse.Namespace) -> None:
         files, folders, predictions = ({names.get(name, name): value for name, value in of_run.items()} for of_run in (files, folders, predictions))
     if arguments.data:
         check_fingerprints(predictions.values(), packed.fingerprint, arguments.data)
+    if arguments.compare:
+        check_common(predictions)
     losses = {name: last_losses(folder) for name, folder in folders.items()}
     n_common, difference = compare_clips(predictions)
     runs = {name: score_predictions(table, arguments.threshold, arguments.seed, split, quarantined) for name, table in predictions.items()}
@@ -143,12 +147,14 @@ def score(arguments: argparse.Namespace) -> None:
         runs[name]["warnings"] += [difference] if difference else []
     comparison = compare_runs(predictions, runs, arguments.seed) if arguments.compare else None
     clips = score_texts(arguments, predictions, runs, print)
-    beside_paper = ablation_beside(runs) if comparison else None
-    tables = [*(ablation_tables(comparison) if comparison else ()), *([beside_paper] if beside_paper else ()), *explanation_tables(runs)]
-    published = list(filter(None, (beside_table(runs), published_rows_table(runs), texts_beside(runs))))
+    beside_paper = ablation_beside(runs) if comparison and not arguments.no_published else None
+    tables = ablation_tables(comparison, not arguments.no_published) if comparison else []
+    tables += [*([beside_paper] if beside_paper else ()), *explanation_tables(runs)]
+    published = [] if arguments.no_published else list(filter(None, (beside_table(runs), published_rows_table(runs), texts_beside(runs))))
     page = write_html(runs, predictions, frames, reference_reader(arguments.priors), {name: row for name, row in losses.items() if row},
                       [*tables, *published], {name: found for name, (_, found) in clips.items()})
-    written = texts(runs, n_common, comparison, [*tables, *published], page)
+    beside = None if arguments.no_published else published_record(runs)
+    written = texts(runs, scores_document(runs, n_common, comparison=comparison, published=beside), [*tables, *published], page)
     with writing("--out", arguments.out):
         arguments.out.mkdir(parents=True, exist_ok=True)
         for name, text in written.items():
@@ -157,28 +163,28 @@ def score(arguments: argparse.Namespace) -> None:
             write_atomic(arguments.out / TEXTS_NAME, clip_lines(clips).encode(errors="replace"))
         else:
             (arguments.out / TEXTS_NAME).unlink(missing_ok=True)
-    show(runs, tables, arguments.out / "report.html")
+    show(runs, tables, None if arguments.no_published else published_note(runs), arguments.out / "report.html")
 
 
-def texts(runs: dict[str, dict], n_common: int, comparison: dict | None, tables: list[TextTable], page: str) -> dict[str, str]:
-    """What each file holds, by its name."""
-    document = scores_document(runs, n_common, comparison=comparison, published=published_record(runs))
+def texts(runs: dict[str, dict], document: dict, tables: list[TextTable], page: str) -> dict[str, str]:
+    """What each file holds, by its name; document: of scores.json."""
     written = (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-               "\n".join([markdown_text(runs), *(table.markdown() for table in tables)]), csv_text(runs),
+               "\n".join([markdown_text(runs), *(table.markdown() for table in tables)]), csv_text(runs, document.get("comparison")),
                "\n".join(table.latex() for table in (text_table(runs), *tables)), page)
     return dict(zip(WRITTEN, written, strict=True))
 
 
-def show(runs: dict[str, dict], tables: list[TextTable], report: Path) -> None:
-    """Print the runs' own tables, the paper's means in a line, and where the report is. The published rows, of other clips, stand in the files."""
+def show(runs: dict[str, dict], tables: list[TextTable], published: str | None, report: Path) -> None:
+    """Print the runs' own tables, the paper's means in a line (None: without), and where the report is. The published rows, of other clips,
+    stand in the files."""
     console = Console()
     # A table cut off at 80 columns helps nobody: a pipe or a log file has room.
     console = console if console.is_terminal else Console(width=200)
     print_scores(runs, console)
     for table in tables:
         table.show(console)
-    if note := published_note(runs):
-        console.print(f"- {note}", style="dim", highlight=False)
+    if published:
+        console.print(f"- {published}", style="dim", highlight=False)
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ Shape suffix: N rows of a file.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -15,7 +16,7 @@ from types import NoneType
 import numpy as np
 
 from vlmphys.answer_files import answer_rows
-from vlmphys.records import Verdict, sha256_file
+from vlmphys.records import Split, Verdict, sha256_file
 from vlmphys.rows import table_rows_of
 
 LABEL_WORDS = {"0": 0, "0.0": 0, "normal": 0, "false": 0, "1": 1, "1.0": 1, "anomalous": 1, "true": 1}
@@ -23,6 +24,9 @@ QUICK_LABELS = {0: 0, 1: 1, "0": 0, "1": 1}
 MISSING_SCORES = ("", "nan", "none", "null")
 # Where labels beside the rows' own come from, as messages name it.
 OWN, LABELS_FILE, PACKED = "its row", "the --labels file", "--data"
+# A clip id that is a path: its category is the folder above the side, `videos/fan/test/stuck/0003`.
+SIDES = tuple(f"{side.value}/" for side in (Split.TRAIN, Split.TEST))
+SIDE_WITHIN = re.compile(r"(?:.*/)?([^/]+)/(?:train|test)/")
 NO_CATEGORY = "all"     # the one category of clips that have none
 CONSTANTS = ("model", "variant", "grounding", "data_fingerprint")
 
@@ -120,7 +124,8 @@ class Predictions:
     verdict column; both are None where the file has no such column. The constants are None where the file does not say, or
     says several things; `data_fingerprints` are all that its rows carry. absent: clips of --labels without a row; duplicates: rows left
     out because they repeat another one. probabilities_N: float64, of Anomalous, NaN where there is none; None where the rows are not ours, whose
-    `probability` might be of something else. uncategorised: no clip has a category, and all of them are of one, NO_CATEGORY.
+    `probability` might be of something else. uncategorised: no clip has a category, and all of them are of one, NO_CATEGORY; without_category:
+    where others have one. infinite_lines: of scores that are infinite.
     """
 
     path: Path
@@ -140,6 +145,8 @@ class Predictions:
     probabilities_N: np.ndarray | None = None
     uncategorised: bool = False
     descriptions: list[str | None] | None = None    # None where no row has one
+    without_category: tuple[str, ...] = ()
+    infinite_lines: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clip_ids)
@@ -150,8 +157,8 @@ def read_predictions(path: Path, labels: dict[str, int] | None = None, packed_la
     """Read a JSONL or CSV file with `clip_id, label, score`, from any program; our own columns are used where they are there. Files of texts
     (LLaMA-Factory, lmms-eval, Phys-AD) are read as `answer_files` says; `order` names their clips where they do not, by default those of `labels`.
 
-    The category is the first part of the clip id and the state the one before the last, where the file has no such column; where no clip id has
-    parts either, all clips are of one category.
+    The category is the first part of the clip id, or the folder above `train` or `test` where these stand deeper in a path, and the state the
+    part before the last, where the file has no such column; where no clip id has parts either, all clips are of one category.
     `labels` (of `read_labels`) stand in for the column, and then those of the packed data. Raises ValueError with file and line for a
     row without clip id, label or score column, a label that another source contradicts, a score that is no number, or a clip that
     stands there twice with different figures or texts; a row that repeats another one is counted and left out. A score that is empty, null or NaN is
@@ -176,6 +183,7 @@ class _Columns:
         self.places: dict[str, int] = {}
         self.constants: dict[str, set] = {key: set() for key in CONSTANTS}
         self.duplicates = 0
+        self.bare: list[str] = []     # ids that name no category, where no column does
         self._any_plain = self._any_category = False
         self._words: dict[str, str] = {}     # one object for all equal categories and states
 
@@ -203,9 +211,14 @@ class _Columns:
             return
         head, _, rest = clip_id.partition("/")
         self._any_category |= bool(category)
-        if not head and not category:
-            raise ValueError(f"{path}:{number}: clip_id {clip_id!r:.80} begins with a slash, and its first part is its category: take the folders "
-                             "before that away, as in 'fan/test/stuck/0003', or add a category column")
+        if not category:
+            if not rest:
+                self.bare.append(clip_id)
+            elif not rest.startswith(SIDES) and (side := SIDE_WITHIN.match(rest)):
+                head = side.group(1)
+            if not head or head in (".", ".."):
+                raise ValueError(f"{path}:{number}: clip_id {clip_id!r:.80} begins with {repr(head) if head else 'a slash'}, and its first part "
+                                 "is its category: take the folders before that away, as in 'fan/test/stuck/0003', or add a category column")
         category = str(category) if category else head
         state = str(state) if state else rest.rpartition("/")[0].rpartition("/")[2]
         self.clip_ids.append(clip_id)
@@ -243,7 +256,8 @@ class _Columns:
             explanations=self.explanations,
             constants={key: next(iter(values)) if len(values) == 1 else None for key, values in self.constants.items()},
             data_fingerprints=frozenset(str(value) for value in self.constants["data_fingerprint"] if value),
-            absent=absent, duplicates=self.duplicates, uncategorised=uncategorised,
+            absent=absent, duplicates=self.duplicates, uncategorised=uncategorised, without_category=() if uncategorised else tuple(self.bare),
+            infinite_lines=tuple(line for line, score in zip(self.lines, self.scores) if math.isinf(score)),
             descriptions=self.descriptions if any(text is not None for text in self.descriptions) else None,
             probabilities_N=(np.array(self.probabilities, dtype=np.float64) if any(value is not None for value in self.probabilities) else None))
 
@@ -291,7 +305,7 @@ def _label(row: dict, path: Path, number: int, sources: dict[str, dict[str, int]
         return QUICK_LABELS[stored]
     own = None if stored is None or stored == "" else LABEL_WORDS.get(str(stored).strip().lower())
     if own is None and stored is not None and stored != "":
-        raise ValueError(f"{path}:{number}: label {_shown(stored)} of clip {clip_id!r}: 0 (normal) or 1 (anomalous) is allowed")
+        raise ValueError(f"{path}:{number}: label {_shown(stored)} of clip {clip_id!r}: allowed are 0, normal or false, and 1, anomalous or true")
     known = [(OWN, own)] if own is not None else []
     known += [(name, found[clip_id]) for name, found in sources.items() if clip_id in found]
     if not known:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 # What other programs and spreadsheets put between fields; only commas are read.
 OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+EXCEL_SUFFIXES = (".xls", ".xlsx", ".xlsm")
+# Columns that other rules stand in for, and which a message on the header names nevertheless.
+ALSO_NAMED = {("clip_id", "score"): "clip_id, score, and label unless --labels or --data has it"}
 
 
 def table_rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
@@ -38,9 +41,24 @@ def check_file(path: Path) -> None:
         is_file = path.is_file()
     except OSError as error:     # a name that no file may have
         raise ValueError(unreadable(path, error)) from error
-    if not is_file:
+    if is_file:
+        _check_kind(path)
+    else:
         what = "it is a folder: give a file in it" if path.is_dir() else "it is no plain file: write it to one" if path.exists() else "no such file"
         raise ValueError(f"{path}: {what}")
+
+
+def _check_kind(path: Path) -> None:
+    """Raise ValueError for files that spreadsheets write and that are no text in UTF-8."""
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(4)
+    except OSError as error:
+        raise ValueError(unreadable(path, error)) from error
+    if start == b"PK\x03\x04" or path.suffix.lower() in EXCEL_SUFFIXES:
+        raise ValueError(f"{path} is an Excel file or another archive: save its table as CSV UTF-8 (with commas)")
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{path} is UTF-16 text, not UTF-8: save it as CSV UTF-8, or as JSONL in UTF-8")
 
 
 def unreadable(path: Path, error: OSError) -> str:
@@ -56,9 +74,11 @@ def _csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]
             header = [name.strip() for name in next(reader, [])]
             _check_header(header, columns, path)
             for fields in reader:
+                if not any(fields):     # a row of commas alone, with which spreadsheets end a table
+                    continue
                 if len(fields) == len(header):
                     yield reader.line_num, dict(zip(header, fields))
-                elif fields:
+                else:
                     raise ValueError(f"{path}:{reader.line_num}: the row has not as many fields as the header ({len(fields)}, not {len(header)}): "
                                      "give it all of them, and close every quote")
         except csv.Error as error:
@@ -75,7 +95,10 @@ def _check_header(header: Sequence[str], columns: tuple[str, ...], path: Path) -
         return
     other = next((sign for sign in OTHER_SEPARATORS if len(header) == 1 and sign in header[0]), None)
     found = [name.strip() for name in header[0].split(other)] if other else header
-    cure = f"name the columns in its first line, at least {', '.join(columns)}"
+    cure = f"name the columns in its first line, at least {ALSO_NAMED.get(columns, ', '.join(columns))}"
+    likely = {column: name for column in absent for name in header if name.lower().replace(" ", "_") == column}
+    if likely:
+        cure += f"; write {', '.join(f'{column} in place of {name}' for column, name in likely.items())}"
     if other:
         cure = f"its fields seem to be parted by {OTHER_SEPARATORS[other]}: save it with commas between fields and points in numbers"
     named = ", ".join(name if len(name) < 40 else f"{name[:40]}..." for name in found[:12]) + (", ..." if len(found) > 12 else "")
@@ -88,9 +111,17 @@ def json_object(line: bytes | str, path: Path, number: int) -> dict:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", None) or str(error).partition(";")[0]
+        text = line.decode(errors="replace") if isinstance(line, bytes) else line
+        other = next((sign for sign in (*OTHER_SEPARATORS, ",") if sign in text), None)
+        if number == 1 and other and not text.lstrip().startswith(("{", "[")):
+            raise ValueError(f"{path}:1: no JSON, rather a table: put commas between its fields, and let its name end in .csv") from error
+        if number == 1 and text.strip() == "[":
+            raise ValueError(f"{path}:1: the beginning of a list in several lines: write each of its objects in one line, without brackets around "
+                             "all and commas between them") from error
         raise ValueError(f"{path}:{number}: no JSON ({reason}): one JSON object a line is expected, or a file ending in .csv") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path}:{number}: one JSON object a line is expected, not a {type(row).__name__}")
+        cure = ": write each of its objects in a line of its own, without brackets around all" if isinstance(row, list) else ""
+        raise ValueError(f"{path}:{number}: one JSON object a line is expected, not a {type(row).__name__}{cure}")
     return row
 
 

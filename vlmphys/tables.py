@@ -27,6 +27,9 @@ COLUMN_HELP = {
 RATES = ("tpr", "fpr", "parse_rate")
 UNDEFINED = "–"
 WIDE = 125        # columns of a terminal that has room for every figure
+# Of a terminal, for several runs with their intervals: before the first run, and a run.
+FIRST_COLUMNS, RUN_COLUMNS = 40, 44
+COMPARED = ("auroc", "auroc_verdict")
 PHYS_AD_MEANS = {"average_21": 21, "average_22": 22}    # key of the record -> its number of categories
 
 
@@ -114,7 +117,8 @@ def notes(runs: Mapping[str, dict], warnings: bool = True) -> list[str]:
         protocol = f"; split protocol {scores['protocol']}" if scores["protocol"] else ""
         terms = f"accuracy at threshold {rule}; verdicts from the {scores['verdict_source']}{protocol}"
         found = scores["calibration"]
-        error = (f"expected calibration error {found['ece']:.3f} over {found['n']:,} clips ({found['source']})",) if found["ece"] is not None else ()
+        error = (f"expected calibration error {found['ece']:.3f} over {found['n']:,} {'clip' if found['n'] == 1 else 'clips'} "
+                 f"({found['source']})",) if found["ece"] is not None else ()
         for note in (terms, *error, *(scores["warnings"] if warnings else ())):
             of_run.setdefault(note, []).append(name)
     found = [note if len(names) == len(runs) else f"{', '.join(names)}: {note}" for note, names in of_run.items()]
@@ -139,13 +143,14 @@ def rich_table(runs: Mapping[str, dict], width: int = WIDE) -> Table:
     keys = ["auroc", "auroc_verdict"]
     if alone:
         keys = list(columns_of(runs, rates=width >= WIDE))
+    with_interval = alone or width >= FIRST_COLUMNS + RUN_COLUMNS * len(runs)
     for name in runs:
         for key in keys:
             title = COLUMNS[key] if alone else f"{name if key == keys[0] else ''}\n{COLUMNS[key]}"
             table.add_column(Text(title), justify="right", no_wrap=True)
     rows = table_rows(runs)
     for number, row in enumerate(rows):
-        cells = [row.text(name, key, with_interval=alone) for name in runs for key in keys]
+        cells = [row.text(name, key, with_interval) for name in runs for key in keys]
         next_is_mean = number + 1 < len(rows) and rows[number + 1].is_mean
         table.add_row(Text(row.label), row.count("n"), row.count("n_anomalous"), *cells,
                       style="bold" if row.is_mean else None, end_section=next_is_mean and not row.is_mean)
@@ -172,11 +177,11 @@ def text_table(runs: Mapping[str, dict]) -> TextTable:
     columns = columns_of(runs)
     header = ["category", "clips", "anomalous", *(title if alone else f"{name} {title}" for name in runs for title in columns.values())]
     rows = table_rows(runs)
-    lines = [[row.label, row.count("n"), row.count("n_anomalous"), *(row.text(name, key, with_interval=alone) for name in runs for key in columns)]
+    lines = [[row.label, row.count("n"), row.count("n_anomalous"), *(row.text(name, key, with_interval=True) for name in runs for key in columns)]
              for row in rows]
     explained = "; ".join(f"{title}: {COLUMN_HELP[key]}" for key, title in columns.items())
     return TextTable("Anomaly detection by category", header, lines,
-                     [explained + ("; in brackets the 95 % bootstrap interval" if alone else ""), *notes(runs)],
+                     [f"{explained}; in brackets the 95 % bootstrap interval", *notes(runs)],
                      frozenset(place for place, row in enumerate(rows) if row.is_mean))
 
 
@@ -187,19 +192,32 @@ def markdown_text(runs: Mapping[str, dict]) -> str:
     return replace(table, rows=bold).markdown()
 
 
-def csv_text(runs: Mapping[str, dict]) -> str:
+def csv_text(runs: Mapping[str, dict], comparison: dict | None = None) -> str:
     """All figures for programs, unrounded: one row a run and category (or mean), with the interval's ends in columns of their own; an undefined
-    figure is an empty field. `kind` is `category`, or the key of the mean in scores.json."""
+    figure is an empty field. `kind` is `category`, or the key of the mean in scores.json. With a `comparison` (of `compare_runs`) four columns more
+    for each of its figures: a run's difference from the first one, the ends of its interval, and p."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     counts = ("n", "n_anomalous", "n_missing", "n_unparsed")
     others = [*(key for key in COLUMNS if key != "auroc"), *TEXT_FIGURES]
-    writer.writerow(["run", "kind", "category", *counts, "auroc", "auroc_ci95_low", "auroc_ci95_high", *others])
+    differences = [f"{figure}_{part}" for figure in COMPARED for part in ("difference", "difference_ci95_low", "difference_ci95_high", "p")]
+    writer.writerow(["run", "kind", "category", *counts, "auroc", "auroc_ci95_low", "auroc_ci95_high", *others, *(differences if comparison else ())])
     for name, scores in runs.items():
         records = [("category", category, record) for category, record in scores["per_category"].items()]
         records += [(key, "", scores[key]) for key in ("average", *PHYS_AD_MEANS)]
         for kind, category, record in records:
             low, high = record["auroc_ci95"] or (None, None)
             writer.writerow([name, kind, category, *(record.get(key) for key in counts), record["auroc"], low, high,
-                             *(record.get(key) for key in others)])
+                             *(record.get(key) for key in others), *(_differences(comparison, name, kind, category) if comparison else ())])
     return stream.getvalue()
+
+
+def _differences(comparison: dict, name: str, kind: str, category: str) -> list[float | None]:
+    """The cells of one row of the CSV: None for the first run, and for means over Phys-AD's categories, which are not compared."""
+    cells: list[float | None] = []
+    for figure in COMPARED:
+        compared = comparison["against"].get(name, {}).get(figure, {"per_category": {}, "mean": {}})
+        record = compared["per_category"].get(category, {}) if kind == "category" else compared["mean"] if kind == "average" else {}
+        low, high = record.get("difference_ci95") or (None, None)
+        cells += [record.get("difference"), low, high, record.get("p")]
+    return cells

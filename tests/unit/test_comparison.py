@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from vlmphys.comparison import ablation_tables, compare_runs, named_by_variant
+from vlmphys.comparison import ablation_tables, check_common, compare_runs, named_by_variant
 from vlmphys.paired import delong
 from vlmphys.predictions import read_predictions
 from vlmphys.scoring import score_predictions
+from vlmphys.tables import console_text, csv_text, markdown_text
 
 pytestmark = pytest.mark.unit
 
@@ -63,6 +65,23 @@ def test_differences_are_those_of_the_common_clips(tmp_path):
     assert mean["difference_ci95"][1] - mean["difference_ci95"][0] < np.ptp(part["auroc"]["per_category"]["fan"]["difference_ci95"])
     assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison and compared(tmp_path)[0] == comparison
     assert compared(tmp_path, seed=1)[0] != comparison
+
+
+def test_the_csv_has_the_differences_and_every_table_the_intervals(tmp_path):
+    write(tmp_path / "one.jsonl", 0, 0.5)
+    write(tmp_path / "two.jsonl", 1, 2.0)
+    comparison, runs = compared(tmp_path)
+    rows = list(csv.DictReader(csv_text(runs, comparison).splitlines()))
+    part = comparison["against"]["two"]["auroc_verdict"]
+    records = {("category", "fan"): part["per_category"]["fan"], ("average", ""): part["mean"]}
+    for place, record in records.items():
+        one, two = (next(row for row in rows if (row["run"], row["kind"], row["category"]) == (name, *place)) for name in ("one", "two"))
+        assert two["auroc_verdict_difference"] == repr(record["difference"]) and two["auroc_verdict_p"] == repr(record["p"])
+        assert two["auroc_verdict_difference_ci95_high"] == repr(record["difference_ci95"][1])
+        assert one["auroc_difference"] == one["auroc_p"] == ""
+    assert "auroc_difference" not in csv_text(runs)
+    interval = "{:.3f} [{:.3f}, {:.3f}]".format(runs["two"]["average"]["auroc"], *runs["two"]["average"]["auroc_ci95"])
+    assert interval in markdown_text(runs) and interval in console_text(runs, 130) and interval not in console_text(runs, 100)
 
 
 def test_a_run_against_itself_differs_by_nothing_and_has_no_p_in_a_category(tmp_path):
@@ -119,3 +138,39 @@ def test_runs_are_named_by_their_variants_where_these_tell_them_apart():
     assert named_by_variant({"a": "no_physics", "b": "multi_turn"}) == {"a": "no_physics", "b": "multi_turn"}
     for variants in ({"a": "multi_turn", "b": "multi_turn"}, {"a": "multi_turn", "b": None}):
         assert named_by_variant(variants) == {"a": "a", "b": "b"}
+
+
+def test_a_mean_over_a_class_of_one_clip_has_neither_interval_nor_p(tmp_path):
+    for name, sign in (("one", 1), ("two", -1)):
+        write(tmp_path / f"{name}.jsonl", 0, 1.0, ("fan",))
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        save(tmp_path / f"{name}.jsonl", [*rows, *({"clip_id": f"gear/test/x/{label}", "label": label, "score": -sign * label} for label in (0, 1))])
+    comparison, _ = compared(tmp_path)
+    part = comparison["against"]["two"]["auroc"]
+    mean, gear = part["mean"], part["per_category"]["gear"]
+    assert mean["difference"] == 0.5 and mean["difference_ci95"] is None and mean["p"] is None and "in gear" in mean["reasons"]["p"]
+    assert gear["difference"] == 1 and gear["difference_ci95"] is None and "two clips of each class" in gear["reasons"]["difference_ci95"]
+    assert part["per_category"]["fan"]["difference_ci95"] is not None
+    table = ablation_tables(comparison)[0]
+    assert table.rows[-1][-2:] == ["+0.500", "–"] and any("neither interval nor p (a class has one clip in gear" in note for note in table.notes)
+
+
+def test_a_difference_that_no_resample_changes_has_no_p(tmp_path):
+    for name, sign in (("one", -1), ("two", 1)):
+        save(tmp_path / f"{name}.jsonl", [{"clip_id": f"fan/test/x/{clip}", "label": clip % 2, "score": sign * (clip % 2)} for clip in range(6)])
+    comparison, _ = compared(tmp_path)
+    mean = comparison["against"]["two"]["auroc"]["mean"]
+    assert mean["difference"] == 1 and mean["p"] is None and "no variance" in mean["reasons"]["p"]
+
+
+@pytest.mark.parametrize("theirs, cure", [
+    ("fan/test/x/{}.mp4", r"the ids of two have '.mp4' at their end besides: take that off"),
+    ("/data/fan/test/x/{}.mp4", r"the ids of two have '/data/' at their beginning and '.mp4' at their end besides"),
+    ("x/{}", r"the ids of one have 'fan/test/' at their beginning besides"), ("clip{}", "give files whose clip ids are the same")])
+def test_runs_without_a_common_clip_are_refused_with_what_parts_their_ids(tmp_path, theirs, cure):
+    for name, form in (("one", "fan/test/x/{}"), ("two", theirs)):
+        save(tmp_path / f"{name}.jsonl", [{"clip_id": form.format(clip), "label": clip % 2, "score": 0.5, "category": "fan"} for clip in range(4)])
+    tables = {name: read_predictions(tmp_path / f"{name}.jsonl") for name in ("one", "two")}
+    with pytest.raises(ValueError, match=f"no clip is common to one and two: one has 'fan/test/x/0', two has '{theirs.format(0)}'; {cure}"):
+        check_common(tables)
+    check_common({"one": tables["one"], "again": tables["one"]})

@@ -133,3 +133,26 @@ def test_the_command_refuses_what_cannot_be_scored(monkeypatch, repository, tmp_
     assert call(monkeypatch, repository, *(flag.format(**files) for flag in flags), "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and not (tmp_path / "out" / "paeval.json").exists()
+
+
+def test_a_misspelt_state_is_told_and_other_results_are_not_written_over(monkeypatch, repository, tmp_path, capsys):
+    one = written(tmp_path / "one.json", {"fan": {"explain": {"stcuk": ["0.5"], "stuck": ["0.5"]}}, "mill": {"explain": {"odd": ["0.5"]}}})
+    two = written(tmp_path / "two.json", {"fan": {"explain": {"stuck": ["0.6"]}}})
+    assert call(monkeypatch, repository, "--replies", one, "--out", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "fan: its prior has no state 'stcuk' (did you mean 'stuck'?)" in printed and printed.count("its prior has no state") == 1
+    before = (tmp_path / "out" / "paeval.json").read_bytes()
+    assert call(monkeypatch, repository, "--replies", two, "--out", tmp_path / "out") == 2
+    assert "holds the results of another file of replies: give another --out, or --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out" / "paeval.json").read_bytes() == before
+    assert call(monkeypatch, repository, "--replies", one, "--out", tmp_path / "out") == 0
+    assert call(monkeypatch, repository, "--replies", two, "--out", tmp_path / "out", "--overwrite") == 0
+    assert (tmp_path / "out" / "paeval.json").read_bytes() != before
+
+
+def test_a_judge_that_grades_nothing_is_an_error(monkeypatch, repository, tmp_path, capsys):
+    texts = written(tmp_path / "e.json", {"fan": {"stuck": ["Blocked."]}})
+    with ChatStub(lambda *_: "quite similar") as server:
+        assert call(monkeypatch, repository, "--explanations", texts, "--judge", "openai", "--judge-url", server.url, "--judge-model", "m",
+                    "--out", tmp_path / "out") == 2
+    assert "the judge graded no text at all (1 no single number)" in capsys.readouterr().err and not (tmp_path / "out" / "paeval.json").exists()

@@ -315,3 +315,40 @@ def test_probabilities_are_read_of_our_own_rows_alone(tmp_path):
     assert read_predictions(path).probabilities_N is None
     path.write_text("".join(json.dumps({**row, "data_fingerprint": "f"}) + "\n" for row in rows))
     assert read_predictions(path).probabilities_N.tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("folders", ["", "./", "videos/", "/data/videos/", "C:/a b/"])
+def test_the_category_of_a_path_is_the_folder_above_its_side(tmp_path, folders):
+    (tmp_path / "p.csv").write_text(f"clip_id,label,score\n{folders}fan/test/stuck/0003.mp4,1,0.5\n{folders}gear/train/ok/1.mp4,0,0.5\n")
+    read = read_predictions(tmp_path / "p.csv")
+    assert read.categories == ["fan", "gear"] and read.states == ["stuck", "ok"] and read.clip_ids[0] == f"{folders}fan/test/stuck/0003.mp4"
+
+
+@pytest.mark.parametrize("clip_id", ["./fan/0003", "../0003", "./test/0003"])
+def test_a_category_is_no_dot(tmp_path, clip_id):
+    (tmp_path / "p.csv").write_text(f"clip_id,label,score\n{clip_id},1,0.5\n")
+    with pytest.raises(ValueError, match=r":2: clip_id .* begins with '\.+', and its first part is its category: .* or add a category column"):
+        read_predictions(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("x.xlsx", b"PK\x03\x04rest", r"x.xlsx is an Excel file or another archive: save its table as CSV UTF-8"),
+    ("x.csv", b"PK\x03\x04rest", "x.csv is an Excel file"),
+    ("x.csv", "clip_id,label,score\n".encode("utf-16"), "x.csv is UTF-16 text, not UTF-8: save it as CSV UTF-8"),
+    ("x.tsv", b"clip_id\tlabel\tscore\nfan/1\t1\t0.5\n", "x.tsv:1: no JSON, rather a table: put commas between its fields, and let "
+                                                                "its name end in .csv"),
+    ("x.json", b'[{"clip_id": "fan/1"}]\n', "not a list: write each of its objects in a line of its own"),
+    ("x.json", b'[\n {"clip_id": "fan/1"}\n]\n', "x.json:1: the beginning of a list in several lines"),
+    ("x.csv", b"Clip_ID,Label,Score\nfan/1,1,0.5\n", "at least clip_id, score, and label unless --labels or --data has it; write clip_id in place of "
+                                                       "Clip_ID, score in place of Score"),
+    ("x.csv", b"clip_id,label,score\nfan/1,NG,0.5\n", "label 'NG' of clip 'fan/1': allowed are 0, normal or false, and 1, anomalous or true"),
+    ("x.csv", b"clip_id,label,score\nfan/1,1\n", r"as many fields as the header \(2, not 3\)")])
+def test_tables_of_spreadsheets_are_refused_with_their_cure(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_predictions(tmp_path / name)
+
+
+def test_rows_of_commas_alone_end_a_table(tmp_path):
+    (tmp_path / "x.csv").write_text("clip_id,label,score\nfan/1,1,0.5\n,,\n,,,,\n\n")
+    assert read_predictions(tmp_path / "x.csv").clip_ids == ["fan/1"]

@@ -305,3 +305,67 @@ def test_a_file_of_verdicts_alone_has_its_means_too(tmp_path):
     assert scores["threshold"]["rule"] == "0: no clip has a score"
     text = markdown_text({"p": scores})
     assert "| **mean of 22** |" in text and "| **mean of the 21** |" in text and "of Phys-AD undefined" not in text
+
+
+def of_csv(tmp_path, *rows: str, columns: str = "clip_id,label,score"):
+    (tmp_path / "p.csv").write_text("\n".join((columns, *rows)) + "\n")
+    return scored(tmp_path / "p.csv")
+
+
+def test_intervals_of_few_or_wholly_parted_clips_are_warned_of(tmp_path):
+    rows = [f"{category}/test/x/{clip},{clip % 2},{0.4 * (clip % 2) + noise * (clip % 5 < 2)}"
+            for category, clips, noise in (("fan", 6, 0), ("gear", 20, 0), ("ball", 20, 0.6)) for clip in range(clips)]
+    warnings = of_csv(tmp_path, *rows)["warnings"]
+    assert "few clips of a class make the bootstrap's interval too narrow in fan (3 normal, 3 anomalous)" in warnings
+    assert sum("width 0 in gear (10 normal, 10 anomalous)" in warning for warning in warnings) == 1
+    assert not any("ball" in warning for warning in warnings)
+
+
+def test_a_reversed_scale_is_warned_of(tmp_path):
+    rows = [f"fan/test/x/{clip},{clip % 2},{(clip % 7) / 10 + 0.3 * (clip % 2 == 0)}" for clip in range(40)]
+    assert any("below 0.5" in warning and "a high score must mean anomalous" in warning for warning in of_csv(tmp_path, *rows)["warnings"])
+    rows = [f"fan/test/x/{clip},{(clip + 1) % 2},{(clip % 7) / 10 + 0.3 * (clip % 2 == 0)}" for clip in range(40)]
+    assert not any("below 0.5" in warning for warning in of_csv(tmp_path, *rows)["warnings"])
+
+
+def test_scores_of_another_scale_say_that_a_threshold_is_missing(tmp_path):
+    scores = of_csv(tmp_path, *(f"fan/test/x/{clip},{clip % 2},{10 + clip}" for clip in range(12)))
+    assert any("all verdicts are the same at the threshold 0 in fan" in warning and "give --threshold" in warning for warning in scores["warnings"])
+    given = scored(tmp_path / "p.csv", threshold=15)
+    assert not any("verdicts are the same" in warning for warning in given["warnings"])
+
+
+def test_infinite_scores_are_named_by_line_and_leave_the_threshold_alone(tmp_path):
+    scores = of_csv(tmp_path, *(f"fan/test/x/{clip},{clip % 2},{'inf' if clip == 3 else clip % 7 / 10}" for clip in range(12)))
+    assert scores["threshold"] == {"value": 0.5, "rule": "0.5: all finite scores lie in [0, 1]"}
+    assert any(warning.startswith("infinite scores stand in line 5:") for warning in scores["warnings"])
+
+
+def test_a_file_without_any_score_says_so_once(tmp_path):
+    warnings = of_csv(tmp_path, "fan/test/x/1,0,", "fan/test/x/2,1,nan")["warnings"]
+    assert len(warnings) == 1 and warnings[0].startswith("no clip has a score (all 2 are")
+
+
+def test_average_precision_of_one_class_is_null_and_in_no_mean(tmp_path):
+    write_rows(tmp_path / "p.jsonl", ["fan", "gear"])
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["label"] or row["clip_id"][0] == "g"))
+    scores = scored(tmp_path / "p.jsonl")
+    fan = scores["per_category"]["fan"]
+    assert fan["ap"] is None and "one class only: 8 anomalous and 0 normal" in fan["reasons"]["ap"]
+    assert scores["average"]["ap"] == scores["per_category"]["gear"]["ap"] and scores["average"]["left_out"]["ap"] == ["fan"]
+
+
+def test_verdicts_that_are_not_those_of_the_threshold_are_counted(tmp_path):
+    rows = [f"fan/test/x/{clip},{clip % 2},{clip % 7 - 3},{'anomalous' if clip % 7 - 3 >= 2 else 'normal'}" for clip in range(14)]
+    columns = "clip_id,label,score,verdict"
+    assert any("4 of 14 verdicts of the verdict column are not those of the scores at 0" in warning
+               for warning in of_csv(tmp_path, *rows, columns=columns)["warnings"])
+    assert not any("verdict column" in warning for warning in scored(tmp_path / "p.csv", threshold=2)["warnings"])
+
+
+def test_ids_without_a_category_among_others_are_counted(tmp_path):
+    rows = [f"fan/test/x/{clip},{clip % 2},{clip % 7}" for clip in range(20)]
+    assert any(warning.startswith("1 of 21 clips has no category, and each counts as one of its own") and "0042" in warning
+               for warning in of_csv(tmp_path, *rows, "0042,1,3")["warnings"])
+    assert not any("no category" in warning for warning in of_csv(tmp_path, *rows)["warnings"])

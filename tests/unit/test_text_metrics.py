@@ -47,6 +47,17 @@ def predictions(tmp_path):
     return path
 
 
+def test_predictions_without_explanations_say_so(score, predictions, tmp_path):
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    predictions.write_text("".join(json.dumps({**row, "explanation": None}) + "\n" for row in rows))
+    with ChatStub(lambda *_: "1") as server:
+        assert score("--predictions", predictions, "--out", tmp_path / "scores", "--judge", "openai", "--judge-url", server.url,
+                     "--judge-model", "m") == 0
+        assert not server.bodies
+    warnings = json.loads((tmp_path / "scores" / "scores.json").read_text())["warnings"]
+    assert any("no clip has an explanation" in warning and "predict.py --explain all" in warning for warning in warnings)
+
+
 def test_a_judge_fills_llm_and_paeval_and_what_it_was_asked_says_no_more_than_it_must(score, predictions, tmp_path, capsys):
     out = tmp_path / "scores"
 
