@@ -172,8 +172,9 @@ def threshold_for_rate(normal_scores_N: np.ndarray, target: float) -> tuple[floa
     if allowed >= 0:
         return threshold, None
     needed = math.ceil(1 / target - 1e-9) - 1
-    return threshold, (f"{len(scores_N)} normal val clips are too few for a false positive rate of {target:g}, which takes at least {needed}: the "
-                       f"threshold stands above all of them, which promises no more than {1 / (len(scores_N) + 1):.3g}")
+    few = "1 normal val clip is" if len(scores_N) == 1 else f"{len(scores_N)} normal val clips are"
+    return threshold, (f"only a rate of {1 / (len(scores_N) + 1):.3g} is promised, not {target:g}: {few} too few for that, which takes at least "
+                       f"{needed}; the threshold stands above all of them")
 
 
 def binomial_interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

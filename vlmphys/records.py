@@ -33,6 +33,7 @@ class Verdict(str, Enum):
     UNPARSED = "unparsed"
 
 
+AUTO = "auto"      # in place of a category: the likeliest one
 MAX_TURNS = 4      # the longest dialogue (multi-turn paper, equation 2)
 NORMAL_STATES = ("anomaly_free", "train")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")

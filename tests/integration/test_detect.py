@@ -183,7 +183,7 @@ def test_a_folder_of_pictures_is_one_clip_and_a_link_leads_nowhere_twice(run, tm
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["none.mp4", "--category", "fan"], "no such file or folder"), ([".", "--category", "fan"], "holds no clip"),
-    ([], "FILE, a FOLDER or -"), (["a", "--watch", "b"], "and not both"), (["a", "--stride", "2s"], "--stride needs --window"),
+    ([], "FILEs, FOLDERs or -"), (["-", "a"], "give no FILE or FOLDER beside it"), (["a", "--watch", "b"], "and not both"), (["a", "--stride", "2s"], "--stride needs --window"),
     (["a", "--window", "soon"], "no length of time"), (["a", "--state", "b"], "belong to --watch"), (["a", "--window", "0s"], "more than 0")])
 def test_options_that_cannot_work_are_one_sentence(run, tmp_path, monkeypatch, capsys, arguments, sentence):
     (tmp_path / "empty").mkdir()
