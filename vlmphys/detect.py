@@ -190,7 +190,7 @@ def _paths_of_stream(stream: TextIO | None) -> Iterator[Path]:
         stream.reconfigure(errors="surrogateescape")        # a name need not be UTF-8, and one that is not must not end the stream
     found = False
     for line in stream or ():      # None: it was closed
-        if "\0" in line:
+        if line.endswith("\0"):
             raise ValueError("the paths on standard input are parted by NUL (find -print0, git ls-files -z): one path a line is needed")
         if line.strip():
             found = True

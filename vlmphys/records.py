@@ -64,6 +64,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def sha256_text(text: str) -> str:
     """Hex digest of a text, as UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
