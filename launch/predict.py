@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from vlmphys.finished import check_packed, check_run
 from vlmphys.predictions import Explain, Grounding
 from vlmphys.records import Split, Variant
 
@@ -69,12 +70,15 @@ def main() -> int:
     arguments = vars(parse())
     arguments.pop("local_rank")
     rank = os.environ.get("RANK", "0")
-    from rich.console import Console
     from safetensors import SafetensorError
-    from transformers.utils import logging
-    logging.set_verbosity_error()  # the image tower's weights are not loaded, on purpose: no need to report them
-    logging.disable_progress_bar()
     try:
+        if arguments["run"] is not None:
+            check_run(arguments["run"])
+        check_packed(arguments["data"])
+        from rich.console import Console
+        from transformers.utils import logging
+        logging.set_verbosity_error()  # the image tower's weights are not loaded, on purpose: no need to report them
+        logging.disable_progress_bar()
         from vlmphys.predict import PredictOptions, predict
         share_cores()
         lists = {key: tuple(arguments.pop(key)) for key in ("variant", "ground")}

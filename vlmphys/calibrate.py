@@ -13,7 +13,7 @@ from vlmphys.calibration import fit, write_calibration
 from vlmphys.files import logged_rows
 from vlmphys.predict import PredictOptions, find_source, predict
 from vlmphys.predictions import Explain, Predictions, read_predictions
-from vlmphys.records import Split, label_of
+from vlmphys.records import Split, counted, label_of
 from vlmphys.runs import folder_fingerprint, open_run
 from vlmphys.shards import Packed, open_packed
 
@@ -65,7 +65,7 @@ def check_rows(table: Predictions, packed: Packed, side: Sequence[str], label: s
     strangers = sorted(set(table.clip_ids) - set(side))
     if strangers:
         where = packed.split.clips.get(strangers[0])
-        raise ValueError(f"{table.path} holds {len(strangers)} clips that are not in the val split, first {strangers[0]!r}"
+        raise ValueError(f"{table.path} holds {counted(len(strangers), 'clip')} not of the val split, first {strangers[0]!r}"
                          f"{f' ({Split(where).value})' if where else ''}: a calibration is fitted on val clips alone; use "
                          "launch/predict.py --split val")
 

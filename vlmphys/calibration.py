@@ -18,6 +18,7 @@ import numpy as np
 
 from vlmphys.files import json_bytes, read_json, write_atomic
 from vlmphys.predictions import UNCALIBRATED, Calibration, Predictions
+from vlmphys.records import counted
 
 CALIBRATION = "calibration.json"
 VERSION = 1
@@ -172,8 +173,9 @@ def threshold_for_rate(normal_scores_N: np.ndarray, target: float) -> tuple[floa
     if allowed >= 0:
         return threshold, None
     needed = math.ceil(1 / target - 1e-9) - 1
-    return threshold, (f"{len(scores_N)} normal val clips are too few for a false positive rate of {target:g}, which takes at least {needed}: the "
-                       f"threshold stands above all of them, which promises no more than {1 / (len(scores_N) + 1):.3g}")
+    few = f"{counted(len(scores_N), 'normal val clip')} {'is' if len(scores_N) == 1 else 'are'}"
+    return threshold, (f"only a rate of {1 / (len(scores_N) + 1):.3g} is promised, not {target:g}: {few} too few for that, which takes at least "
+                       f"{needed}; the threshold stands above all of them")
 
 
 def binomial_interval(count: int, of: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--run", type=Path, required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
     calibrate.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder written by data_prep/pack.py; its val split is used")
     calibrate.add_argument("--predictions", type=Path, metavar="FILE", help="rows of launch/predict.py --split val   [scored now]")
-    calibrate.add_argument("--target-fpr", type=float, metavar="RATE",
+    calibrate.add_argument("--target-fpr", metavar="RATE",
                            help="the share of normal clips that may be called anomalous, 0.01 say   [the highest balanced accuracy]")
     calibrate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: the GPU where there is one")
     _add_detect(commands)
@@ -71,7 +71,7 @@ def _add_detect(commands) -> None:
     detect = commands.add_parser(
         "detect", help="one clip, a folder, a list of paths or a watched folder: verdict, probability, reason",
         description="Exit status 0: every clip is normal; 3: one is anomalous; 2: one could not be judged, or the command could not begin.")
-    detect.add_argument("target", nargs="?", metavar="FILE|FOLDER|-", help="a clip, a folder of clips, or - for paths on standard input, one a line")
+    detect.add_argument("target", nargs="*", metavar="FILE|FOLDER|-", help="clips and folders of clips, or - for paths on standard input, one a line")
     detect.add_argument("--run", type=Path, required=True, metavar="DIR", help="finished run: the --out of launch/train.py")
     detect.add_argument("--category", required=True, metavar="C", help="what the clips show, such as fan; auto names the likeliest of the run's")
     detect.add_argument("--priors", type=Path, metavar="DIR", help="folder of your own priors, as in training")
@@ -160,10 +160,29 @@ def export(arguments: argparse.Namespace) -> int:
 
 def calibrate(arguments: argparse.Namespace) -> int:
     """`vlmphys calibrate`."""
+    from vlmphys.finished import chance_note, check_packed, check_run
+    target_fpr = rate_of(arguments.target_fpr)
+    check_run(arguments.run)
+    check_packed(arguments.data)
+    if arguments.predictions is not None and not arguments.predictions.exists():
+        raise ValueError(f"--predictions {arguments.predictions}: no such file; write it with launch/predict.py --split val, or leave it out")
     from vlmphys.calibrate import calibrate as fit
     from vlmphys.calibrate import show
-    _print(fit(arguments.run, arguments.data, arguments.predictions, arguments.target_fpr, arguments.device), arguments.json, show)
+    _print(fit(arguments.run, arguments.data, arguments.predictions, target_fpr, arguments.device), arguments.json, show)
+    if note := chance_note(arguments.run):
+        print(f"note: {note}", file=sys.stderr)
     return 0
+
+
+def rate_of(text: str | None) -> float | None:
+    """The share that --target-fpr gives, between 0 and 1. Raises ValueError for anything else."""
+    try:
+        rate = None if text is None else float(text)
+    except ValueError:
+        rate = 0.0
+    if rate is not None and not 0 < rate < 1:
+        raise ValueError(f"--target-fpr {text}: a share of the normal clips between 0 and 1 is needed, 0.01 for one in a hundred")
+    return rate
 
 
 def detect(arguments: argparse.Namespace) -> int:

@@ -5,35 +5,41 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from vlmphys.detector import AUTO, Detection, Detector
 from vlmphys.files import check_target, write_atomic, writing
+from vlmphys.finished import chance_note, check_run
 from vlmphys.layout import video_paths
+from vlmphys.frame_rules import VideoError
 from vlmphys.predictions import Explain
-from vlmphys.records import VIDEO_SUFFIXES, Verdict
+from vlmphys.priors import load_prior
+from vlmphys.records import AUTO, VIDEO_SUFFIXES, Verdict
 from vlmphys.shown import NOT_JUDGED, Refused, card_html, page, panel, plain, summary
 from vlmphys.sources import PICTURE_SUFFIXES
-from vlmphys.video import VideoError
-from vlmphys.watching import watch
+from vlmphys.watching import Journal, watch
+
+if TYPE_CHECKING:
+    from vlmphys.detector import Detection, Detector
 
 STDIN = "-"
+TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst")
 NORMAL, ANOMALOUS, ERROR = 0, 3, 2
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
 
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """What to judge, and how to say it. Either `target` (a file, a folder, or `-`) or `watch` (a folder) is given. Times are in seconds."""
+    """What to judge, and how to say it. Either `target` (files and folders, or `-`) or `watch` (a folder) is given. Times are in seconds."""
 
     run: Path
     category: str
-    target: str | None = None
+    target: Sequence[str] = ()
     watch: Path | None = None
     state: Path | None = None               # the watched folder's journal; detections.jsonl in it where None
     priors: Path | None = None
@@ -49,8 +55,10 @@ class DetectOptions:
 
     def check(self) -> None:
         """Raise ValueError for options that do not go together."""
-        if (self.target is None) == (self.watch is None):
-            raise ValueError("give a FILE, a FOLDER or - (paths on standard input), or --watch DIR, and not both")
+        if (not self.target) == (self.watch is None):
+            raise ValueError("give FILEs, FOLDERs or - (paths on standard input), or --watch DIR, and not both")
+        if STDIN in self.target and len(self.target) > 1:
+            raise ValueError("- takes all paths from standard input: give no FILE or FOLDER beside it")
         if self.stride is not None and self.window is None:
             raise ValueError("--stride needs --window: a clip without windows is judged once")
         if self.watch is None and (self.state is not None or self.until_idle is not None):
@@ -85,13 +93,20 @@ def detect(options: DetectOptions, console) -> int:
     options.check()
     if options.html is not None:
         check_target("--html", options.html)
-    paths = None if options.target is None else paths_of(options.target)
+    # All that a slip of the hand can spoil is looked at before the imports, which take seconds.
+    paths = list(map(paths_of, options.target))
+    check_run(options.run)
+    if options.category != AUTO and (options.priors is None or options.priors.is_dir()):
+        load_prior(options.category, options.priors)
+    from vlmphys.detector import Detector
     with console.status(f"loading {plain(str(options.run))}") if console.is_terminal and not options.json else nullcontext():
         detector = Detector(options.run, options.priors, options.device, options.dtype)
     detector.check_category(options.category)
     if options.category not in (AUTO, *detector.categories):
         print(f"note: the run was not trained on {options.category!r}, only on {', '.join(detector.categories)}: its verdict on it may mean nothing",
               file=sys.stderr)
+    if note := chance_note(options.run):
+        print(f"note: {note}", file=sys.stderr)
     verdicts: list[str] = []
     cards: list[str] = []
 
@@ -103,11 +118,18 @@ def detect(options: DetectOptions, console) -> int:
 
     def judged(path: Path) -> Detection | Refused:
         return judge(detector, path, options)
+
+    def ready(journal: Journal) -> None:
+        before, now = journal.anomalous_from, detector.calibration.anomalous_from
+        if before not in (None, now):
+            print(f"note: the clips in {journal.path} were judged anomalous from probability {before:.3f}, new ones are from {now:.3f}: the run was "
+                  "calibrated meanwhile; give another --state to judge all clips again", file=sys.stderr)
+        print(f"watching {options.watch}; Ctrl-C ends it", file=sys.stderr, flush=True)
     if options.watch is not None:
         watch(options.watch, options.state, f"{detector.label}, --category {options.category}", judged, emit, options.settle, options.until_idle,
-              lambda: print(f"watching {options.watch}; Ctrl-C ends it", file=sys.stderr, flush=True))
+              ready)
     else:
-        for path in paths:
+        for path in chain.from_iterable(paths):
             emit(judged(path))
     if options.html is not None:
         with writing("--html", options.html, "file"):
@@ -133,7 +155,7 @@ def say(found: Detection | Refused, as_json: bool, console) -> None:
     """One line of JSON, or a panel; a clip that cannot be judged is a sentence on stderr, too."""
     if as_json:
         print(json.dumps(found.as_json()), flush=True)
-    elif isinstance(found, Detection):
+    elif not isinstance(found, Refused):
         console.print(panel(found))
     if isinstance(found, Refused):
         print(f"error: {plain(found.source)}: {plain(found.error)}", file=sys.stderr, flush=True)
@@ -151,6 +173,8 @@ def paths_of(target: str) -> Iterator[Path]:
     if not path.exists():
         raise ValueError(f"{target}: no such file or folder; give a clip, a folder of clips, or - for paths on standard input")
     if not path.is_dir():
+        if path.suffix.lower() in TEXT_SUFFIXES:
+            raise ValueError(f"{target}: a text, not a clip; a list of paths comes on standard input: vlmphys detect - < {target}")
         return iter([path])
     found = sorted(video_paths(path))
     if not found and any(name.lower().endswith(PICTURE_SUFFIXES) for name in os.listdir(path)):
@@ -166,6 +190,8 @@ def _paths_of_stream(stream: TextIO | None) -> Iterator[Path]:
         stream.reconfigure(errors="surrogateescape")        # a name need not be UTF-8, and one that is not must not end the stream
     found = False
     for line in stream or ():      # None: it was closed
+        if line.endswith("\0"):
+            raise ValueError("the paths on standard input are parted by NUL (find -print0, git ls-files -z): one path a line is needed")
         if line.strip():
             found = True
             yield Path(line.rstrip("\r\n"))

@@ -27,12 +27,11 @@ from vlmphys.predict import PredictOptions, device_and_dtype, find_source, last_
 from vlmphys.predictions import Explain
 from vlmphys.priors import NORMAL_STATE, Prior, known_categories, load_prior, load_priors
 from vlmphys.prompts import SYSTEM, dialogue_text
-from vlmphys.records import Variant, nearest
+from vlmphys.records import AUTO, Variant, nearest
 from vlmphys.regions import EVERY, Regions, cut, region_of
 from vlmphys.video import Shape, read_picked
 from vlmphys.windows import Window, read_windows
 
-AUTO = "auto"
 WINDOWS_A_BATCH = 8
 
 
@@ -110,6 +109,8 @@ class Detector:
 
     def check_category(self, category: str) -> None:
         """Raise ValueError for a category without a prior, and for `auto` where the run cannot name one."""
+        if not isinstance(category, str):
+            raise ValueError(f"category={category!r}: give the name of one that has a prior ({', '.join(self.categories)} in training), or 'auto'")
         if category != AUTO:
             self._prompt(category)
         elif set(self.regions) - {EVERY}:

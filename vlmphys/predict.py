@@ -25,7 +25,7 @@ from vlmphys.out_of_memory import halving
 from vlmphys.prediction_files import RowRules, SharedFile, share
 from vlmphys.predictions import UNCALIBRATED, Calibration, Explain, Grounding, Identity, Prediction
 from vlmphys.prompts import reason_of
-from vlmphys.records import Split, Variant
+from vlmphys.records import Split, Variant, counted
 from vlmphys.runs import Run, folder_fingerprint, load_run_model, open_run, tower_of
 from vlmphys.shards import ClipRow, DialogueRow, Packed, open_packed
 
@@ -306,8 +306,8 @@ def _announce(console: Console, options: PredictOptions, source: Source, packed:
     """What is about to be predicted."""
     grounded = [f"{asking.variant.value}{'' if options.ground == (Grounding.PRIOR,) else f' ({asking.grounding.value})'}" for asking in askings]
     which = f" are rank {options.rank}'s of {options.ranks}" if options.ranks > 1 else ""
-    console.print(f"{source.label}, {', '.join(grounded)}: {own} clips of {options.split.value}{which}, {own - todo} predicted before",
-                  highlight=False, soft_wrap=True)
+    console.print(f"{source.label}, {', '.join(grounded)}: {counted(own, 'clip')} of {options.split.value}{which}, "
+                  f"{own - todo} predicted before", highlight=False, soft_wrap=True)
     if source.calibration != UNCALIBRATED:
         console.print(f"calibrated: temperature {source.calibration.temperature:.3g}, anomalous from score {source.calibration.threshold:.3g}",
                       highlight=False)

@@ -33,6 +33,7 @@ class Verdict(str, Enum):
     UNPARSED = "unparsed"
 
 
+AUTO = "auto"      # in place of a category: the likeliest one
 MAX_TURNS = 4      # the longest dialogue (multi-turn paper, equation 2)
 NORMAL_STATES = ("anomaly_free", "train")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
@@ -61,6 +62,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'fan'?)` where one of the known names is like this one, else nothing: for the message that refuses it."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `2 clips`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def sha256_text(text: str) -> str:

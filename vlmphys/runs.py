@@ -23,6 +23,7 @@ from vlmphys.cases import GIB
 from vlmphys.config import TrainConfig, differences, read_back, read_deepspeed_json, to_yaml
 from vlmphys.doctor import version_of
 from vlmphys.files import fsync_file, fsync_folder, json_bytes, read_json, write_atomic
+from vlmphys.finished import check_run
 from vlmphys.model import PREPROCESSOR, load_model, load_tokenizer, quiet_transformers, resolve_source
 from vlmphys.records import Variant, sha256_text
 from vlmphys.tower import with_tower
@@ -48,10 +49,7 @@ class Run:
 def open_run(folder: str | Path) -> Run:
     """A finished run. Raises ValueError where the folder is none, or its training has not ended."""
     folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is no run folder: it has no config.yaml; give the --out of launch/train.py")
-    if not is_finished(folder):
-        raise ValueError(f"{folder} has no model yet: its training has not ended; run launch/train.py with --resume auto")
+    check_run(folder)
     config = read_back(folder / "config.yaml")
     facts = read_json(folder / "data.json", "the run folder is incomplete")
     return Run(folder, config, folder / "model", Variant(config.variant), facts["fingerprint"])
@@ -89,11 +87,6 @@ def tower_of(run: Run) -> str:
     except ValueError:
         return str(run.model_folder) if run.config.tune == "full" else run.config.model
     return run.config.model
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run has written its model; the folder gets its name only when it is whole."""
-    return (Path(folder) / "model").is_dir()
 
 
 def check_claim(config: TrainConfig, data_facts: dict[str, Any], resume: str) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from vlmphys.finished import check_packed
 from vlmphys.records import Split, Variant, sha256_text
 from vlmphys.shard_files import REPACK, Table, schema_metadata
 from vlmphys.splits import SplitFile, load_split
@@ -259,8 +260,7 @@ class Packed:
 def open_packed(folder: str | Path) -> Packed:
     """Open a folder that pack.py wrote. Raises ValueError, naming the file, for anything missing, damaged or mismatched."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"packed data {folder}: no such folder; {REPACK}")
+    check_packed(folder)
     frames, dialogues, split = FramesTable.open(folder / FRAMES), DialogueTable.open(folder / DIALOGUES), load_split(folder / SPLIT)
     cure = "pack again with data_prep/pack.py --only dialogues, which decodes nothing"
     if dialogues.meta["frames"] != frames.meta["frames"]:

@@ -14,11 +14,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vlmphys.config import TrainConfig
 from vlmphys.files import write_atomic
+from vlmphys.finished import chance_text
 from vlmphys.loss import STATISTICS, readable
 from vlmphys.timing import Gauges
 
 SECONDS_BETWEEN_LINES = 10.0
-NEAR_CHANCE = 0.6     # of a verdict_loss whose chance is ln 2 = 0.693
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,10 @@ class Tracker:
 
     def _say_if_near_chance(self, step: int) -> None:
         """The other answers are learnt first, so that a low loss may come with a verdict that was not learnt at all."""
-        loss = self.verdict_loss
-        if loss is not None and loss >= NEAR_CHANCE:
+        said = chance_text(self.verdict_loss)
+        if said is not None:
             more = "epochs (--set num_train_epochs=...)" if self.config.max_steps == -1 else "updates (--set max_steps=...)"
-            how = "near" if loss < 0.8 else "worse than"
-            say(self.console, f"the verdict is still {how} chance (verdict_loss {loss:.2f}; ln 2 = 0.693 is chance) after {step} "
+            say(self.console, f"the verdict is still {said} after {step} "
                               f"update{'s' if step > 1 else ''}: more {more} may be needed")
 
     def _write(self, step: int, figures: StepFigures) -> None:

@@ -21,6 +21,7 @@ from vlmphys.config import TrainConfig, config_sha256
 from vlmphys.deepspeed_parts import offload_folder
 from vlmphys.features import take_features
 from vlmphys.files import only_writer, read_json
+from vlmphys.finished import is_finished
 from vlmphys.flops import gpu_peak_flops, model_flops
 from vlmphys.loss import DialogueLoss, statistics_of, supervised_by_turn, turn_weights
 from vlmphys.model import ModelFacts, load_model, read_facts
@@ -74,7 +75,7 @@ def train(config: TrainConfig, resume: str = "auto") -> Path:
     total_steps = order.total_steps(config.num_train_epochs, config.max_steps)
     data_facts = describe_data(config, packed, order, total_steps)
     runs.check_claim(config, data_facts, resume)
-    if runs.is_finished(config.out):
+    if is_finished(config.out):
         say(console, f"{config.out} is finished: its model is {config.out}/model")
         return Path(config.out)
     # Now, since all ranks find the same memory free before they connect; told below.
@@ -145,7 +146,7 @@ def claim(held: ExitStack, config: TrainConfig, packed: Packed, data_facts: dict
     except (ValueError, OSError) as error:
         return [str(error)]
     shutil.rmtree(offload_folder(config), ignore_errors=True)
-    return [f"{config.out} was finished by another process just now"] if runs.is_finished(config.out) else []
+    return [f"{config.out} was finished by another process just now"] if is_finished(config.out) else []
 
 
 def load_and_start(config: TrainConfig, facts: ModelFacts, world: World, console: Console,

@@ -114,6 +114,8 @@ def _read_pyav(path: Path, pick: Pick, threads: int, shape: Shape) -> DecodedCli
 
 
 def video_stream(container, threads: int):
+    if container.format.name == "tty":      # FFmpeg would draw a text as one picture
+        raise VideoError("is a text, not a video")
     if not container.streams.video:
         raise VideoError("has no video stream")
     stream = container.streams.video[0]

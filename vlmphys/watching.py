@@ -40,6 +40,7 @@ class Journal:
     def __init__(self, path: Path, asked: str) -> None:
         self.path, self.asked = Path(path), asked
         self.done: dict[str, Mark] = {}
+        self.anomalous_from: float | None = None        # by which the last clip was judged
         try:
             self._stream = open(self.path, "ab")
         except OSError as error:
@@ -72,6 +73,7 @@ class Journal:
                     self.done[row["clip"]] = int(row["size"]), int(row["mtime_ns"])
                 except (KeyError, TypeError, ValueError) as error:
                     raise ValueError(f"{self.path}:{number} is no line of a watched folder's journal: give another --state") from error
+                self.anomalous_from = row.get("anomalous_from", self.anomalous_from)
                 whole += len(line)
         return whole
 
@@ -133,18 +135,18 @@ def mark_of(path: Path) -> Mark | None:
 
 
 def watch(folder: Path, state: Path | None, asked: str, judge: Callable[[Path], Found], emit: Callable[[Found], None], settle_seconds: float,
-          until_idle_seconds: float | None, ready: Callable[[], None] = lambda: None) -> None:
+          until_idle_seconds: float | None, ready: Callable[[Journal], None] = lambda journal: None) -> None:
     """Judge each clip that appears below `folder`, until nothing has come or grown for `until_idle_seconds` (None: for ever).
 
     `asked` says by which model and for which category, and must be that of the journal. A clip that changes or vanishes while it is judged
-    is not recorded: it waits anew. `ready` is called once the journal is this process's own. Raises ValueError for a folder or a journal that
+    is not recorded: it waits anew. `ready` is called with the journal once it is this process's own. Raises ValueError for a folder or a journal that
     cannot be used, also where one of them goes away meanwhile.
     """
     if not folder.is_dir():
         raise ValueError(f"--watch {folder}: no such folder; make it first")
     clips = Folder(folder, settle_seconds)
     with Journal(state or folder / JOURNAL, asked) as journal:
-        ready()
+        ready(journal)
         busy = time.monotonic()
         while True:
             if not folder.is_dir():

@@ -98,8 +98,8 @@ def test_predictions_take_probability_and_verdict_from_the_calibration_and_score
     again = ["calibrate", "--run", str(run), "--data", str(packed_folder), "--json", "--target-fpr", "0.05", "--predictions"]
     assert cli.main([*again, str(val)]) == 0
     short = json.loads(capsys.readouterr().out)
-    assert short["temperature"] == facts["temperature"] and "2 normal val clips are too few for a false positive rate of 0.05" in short["notes"][0]
-    assert cli.main([*again, str(raw)]) == 2 and "14 clips that are not in the val split" in capsys.readouterr().err
+    assert short["temperature"] == facts["temperature"] and "0.333 is promised, not 0.05: 2 normal val clips are too few" in short["notes"][0]
+    assert cli.main([*again, str(raw)]) == 2 and "14 clips not of the val split" in capsys.readouterr().err
 
 
 def test_a_run_whose_weights_have_changed_is_refused(run, videos, capsys):
@@ -183,7 +183,8 @@ def test_a_folder_of_pictures_is_one_clip_and_a_link_leads_nowhere_twice(run, tm
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["none.mp4", "--category", "fan"], "no such file or folder"), ([".", "--category", "fan"], "holds no clip"),
-    ([], "FILE, a FOLDER or -"), (["a", "--watch", "b"], "and not both"), (["a", "--stride", "2s"], "--stride needs --window"),
+    ([], "FILEs, FOLDERs or -"), (["-", "a"], "give no FILE or FOLDER beside it"),
+    (["a", "--watch", "b"], "and not both"), (["a", "--stride", "2s"], "--stride needs --window"),
     (["a", "--window", "soon"], "no length of time"), (["a", "--state", "b"], "belong to --watch"), (["a", "--window", "0s"], "more than 0")])
 def test_options_that_cannot_work_are_one_sentence(run, tmp_path, monkeypatch, capsys, arguments, sentence):
     (tmp_path / "empty").mkdir()
@@ -197,8 +198,23 @@ def test_a_missing_run_and_a_category_without_a_prior_are_one_sentence(run, vide
     clip = videos / "fan/train/0000.mp4"
     assert detect(tmp_path / "nowhere", clip, "--category", "fan") == 2 and "is no run folder" in capsys.readouterr().err
     assert detect(run, clip, "--category", "fam") == 2 and "did you mean 'fan'" in capsys.readouterr().err
+    (run / "metrics.jsonl").write_text('{"verdict_loss": 0.7}\n')
     assert detect(anomalous_from(run, 1e3), clip, "--category", "gear", "--explain", "none") == 0
-    assert "not trained on 'gear', only on fan, hinge" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "not trained on 'gear', only on fan, hinge" in said and "ended with a verdict near chance (verdict_loss 0.70" in said
+
+
+def test_two_files_are_judged_and_a_journal_of_another_calibration_is_said(run, videos, tmp_path, capsys):
+    clips = sorted(videos.glob("fan/test/*/*.mp4"))
+    assert len(clips) == 2
+    common = ("--category", "fan", "--json", "--explain", "none")
+    assert detect(anomalous_from(run, 1e3), *clips, *common) == 0
+    assert [row["source"] for row in lines(capsys.readouterr().out)] == list(map(str, clips))
+    watched = ("--watch", videos / "fan", "--state", tmp_path / "state.jsonl", "--settle", "0s", "--until-idle", "10ms", *common)
+    assert detect(anomalous_from(run, 2.0), *watched) in (0, 3) and "were judged anomalous from" not in capsys.readouterr().err
+    assert detect(run, *watched) == 0 and "were judged anomalous from" not in capsys.readouterr().err
+    assert detect(anomalous_from(run, 4.0), *watched) == 0
+    assert "were judged anomalous from probability 0.731, new ones are from 0.881: the run was calibrated meanwhile" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
@@ -219,6 +235,8 @@ def test_a_detector_refuses_another_word_and_goes_on_where_memory_does_not_do_fo
     detector, real, sizes = Detector(run, device="cpu"), vlmphys.detector.judge_batch, []
     with pytest.raises(ValueError, match="explain='some': all, anomalous, none are allowed"):
         detector.detect(clip, "fan", explain="some")
+    with pytest.raises(ValueError, match=r"category=None: .*\(fan, hinge in training\), or 'auto'"):
+        detector.detect(clip, None)
     whole = detector.detect_windows(clip, "fan", 4, 2, explain="none")
 
     def judge(network, facts, prompts, *more, **options):

@@ -105,7 +105,8 @@ def test_over_many_val_splits_the_rate_of_false_alarms_is_the_target_at_most():
 def test_too_few_normal_clips_for_a_rate_are_said_with_the_number_needed():
     scores_N = np.arange(48.0)
     threshold, sentence = threshold_for_rate(scores_N, 0.01)
-    assert threshold > 47 and "takes at least 99" in sentence and "no more than 0.0204" in sentence
+    assert threshold > 47 and "takes at least 99" in sentence and "only a rate of 0.0204 is promised, not 0.01" in sentence
+    assert "1 normal val clip is too few" in threshold_for_rate(np.zeros(1), 0.01)[1]
     assert threshold_for_rate(np.arange(99.0), 0.01) == (np.nextafter(98, 99), None)
     with pytest.raises(ValueError, match="between 0 and 1"):
         threshold_for_rate(scores_N, 1.0)

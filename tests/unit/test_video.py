@@ -159,3 +159,9 @@ def test_wrong_arguments(tmp_path):
     for arguments, word in wrong:
         with pytest.raises(ValueError, match=word):
             read_frames(path, **arguments)
+
+
+def test_a_text_is_no_video_of_one_frame(tmp_path):
+    (tmp_path / "notes.txt").write_text("clips/fan/0001.mp4 is a line of a list\n" * 300)
+    with pytest.raises(VideoError, match="is a text, not a video"):
+        read_frames(tmp_path / "notes.txt")
