@@ -41,7 +41,9 @@ class Shuffled(Packed):
         return np.stack([frames[self.order(clip_id, len(frames))] for clip_id, frames in zip(clip_ids, super().video(clip_ids, sets))])
 
     def order(self, clip_id: str, frames: int) -> np.ndarray:
-        """A permutation of 0 to `frames` - 1 that is not the identity."""
+        """A permutation of 0 to `frames` - 1 that is not the identity. Raises ValueError for a single frame, which has no other order."""
+        if frames < 2:
+            raise ValueError(f"{self.folder} holds one frame a clip, which has no order: pack with --frames 2 or more")
         generator = np.random.default_rng(stable_int("frame order", self.shuffle, clip_id))
         while (order := generator.permutation(frames)).tolist() == list(range(frames)):
             pass

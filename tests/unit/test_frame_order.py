@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from launching import load_script
 
 from vlmphys.shards import open_packed
@@ -18,4 +19,6 @@ def test_each_clip_has_an_order_of_its_own_that_is_not_the_filmed_one(repository
     assert all(sorted(order) == list(range(8)) != order for order in orders) and len(set(map(tuple, orders))) > 1
     assert np.array_equal(one.video(clip_ids), np.stack([clip[order] for clip, order in zip(frames, orders)]))
     assert any(one.order(clip_id, 8).tolist() != other.order(clip_id, 8).tolist() for clip_id in clip_ids)
+    with pytest.raises(ValueError, match="one frame a clip"):
+        one.order("fan/test/stuck/0", 1)
     assert all(one.order(f"fan/test/stuck/{number}", 2).tolist() == [1, 0] for number in range(20))
