@@ -89,6 +89,9 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError("--check is about videos, split and priors: give --videos and --split, or leave --check out")
         add_features(out, options)
         return 0
+    if is_look(options):
+        show_dialogues(DialogueTable.open(out / DIALOGUES), load_split(out / SPLIT), options)
+        return 0
     settings = DialogueSettings(tuple(options.variants.split(",")), options.seed, options.system, options.shuffle_labels)
     with_frames = options.only != DIALOGUES
     if with_frames and not (options.videos and options.split):
@@ -138,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
     elif (out / FEATURES).is_dir() and FeaturesTable.open(out / FEATURES).stale(FramesTable.open(out / FRAMES)):
         console.print(f"note: {out / FEATURES} was made of other frames than these: run --features again, or delete it")
     if options.show or options.statistics:
-        show_dialogues(DialogueTable.open(out / DIALOGUES), maker, split, options)
+        show_dialogues(DialogueTable.open(out / DIALOGUES), split, options)
     return len(report.quarantine) if with_frames else 0
 
 
@@ -158,6 +161,14 @@ def check_options(options: argparse.Namespace) -> None:
         from vlmphys.feature_packing import device_of
 
         device_of(options.device)
+
+
+def is_look(options: argparse.Namespace) -> bool:
+    """Whether --show or --statistics is given with nothing to pack: what is packed is then only read. ValueError with --check."""
+    look = bool(options.show or options.statistics) and not (options.videos or options.split or options.only or options.features)
+    if look and options.check:
+        raise ValueError("--check is about videos, split and priors, --show and --statistics about what is packed: leave one of them out")
+    return look
 
 
 def check_packed_as(frames: FramesTable, options: argparse.Namespace) -> None:
@@ -210,14 +221,18 @@ def bar_of(doing: str, clips: int, of_bad: str = "") -> Iterator[Callable[..., N
         yield advance
 
 
-def show_dialogues(table: DialogueTable, maker: DialogueMaker, split: SplitFile, options: argparse.Namespace) -> None:
+def show_dialogues(table: DialogueTable, split: SplitFile, options: argparse.Namespace) -> None:
     """Print dialogues with their supervised tokens in colour (marked `[[1 ...]]` where there are no colours), and their lengths."""
-    table.check(tokenizer_sha256=maker.facts.tokenizer_sha256)
+    if options.show:
+        from vlmphys.model import load_tokenizer, read_facts
+
+        tokenizer = load_tokenizer(options.model)
+        table.check(tokenizer_sha256=read_facts(options.model, tokenizer).tokenizer_sha256)
     for clip_id, variant in spread(table.keys, options.show) if options.show else ():
         row = table.row(clip_id, variant)
         side = split.clips[clip_id].value if clip_id in split.clips else "no side"
         console.rule(f"{escape(clip_id)}, {variant}, {side}: {len(row.input_ids)} tokens, {int((row.turn > 0).sum())} supervised", align="left")
-        console.print(coloured(row, maker.tokenizer, table.meta["video_token_id"], marks=not console.is_terminal))
+        console.print(coloured(row, tokenizer, table.meta["video_token_id"], marks=not console.is_terminal))
     if options.statistics:
         lines = Table("variant", "dialogues", "tokens: least", "mean", "most", "supervised", "of these in answer 1, 2, ...")
         for one in statistics(table):

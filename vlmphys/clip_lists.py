@@ -19,6 +19,7 @@ from pathlib import Path
 from vlmphys.bridges import listed_videos
 from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, TRAIN_FOLDER, Clip, Place, place_of, scan_videos
 from vlmphys.records import NORMAL_STATES, Split, label_of, nearest
+from vlmphys.splits import NORMAL_WORDS
 
 TABLES, JSON_SUFFIXES = (".csv", ".jsonl"), (".json",)
 COLUMNS = ("path", "category", "state", "label", "split", "clip_id")
@@ -172,6 +173,8 @@ def _state_of(row: dict, by_layout: str | None, place: str) -> str:
     if state is None:
         return NORMAL_STATE if number == 0 else by_layout if by_layout and label_of(by_layout) else UNNAMED_STATE
     state = NORMAL_STATE if state in NORMAL_STATES else state
+    if state != NORMAL_STATE and re.sub(r"[\W_]+", "", state.lower()) in NORMAL_WORDS:
+        raise ValueError(f"{place}: state {state!r} would count as an anomaly: normal is {NORMAL_STATE}, or leave state empty and set label normal")
     if number is not None and number != label_of(state):
         raise ValueError(f"{place}: state {state!r} and label {label!r} contradict each other: normal clips have the state {NORMAL_STATE}")
     if "/" in state:

@@ -29,7 +29,7 @@ PUBLISHED_RATIO = 0.1
 REMAKE = "write it with data_prep/split.py"
 OTHER_FILE = "a file without a split is not written over: give another --out, or move it away"
 # What others call the folder of normal test clips, in small letters without blanks, dashes and underscores.
-NORMAL_WORDS = ("good", "normal", "ok", "okay", "anomalyfree", "nonanomalous", "defectfree", "faultfree", "healthy", "nominal")
+NORMAL_WORDS = ("good", "normal", "ok", "okay", "pass", "anomalyfree", "nonanomalous", "defectfree", "faultfree", "healthy", "nominal")
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def write_split(path: str | Path, content: dict) -> None:
 
 
 def untested_normals(clips: list[Clip], content: dict) -> list[str]:
-    """A sentence for each category without a normal clip to test, which leaves its AUROC undefined.
+    """A sentence for each category without a normal clip to test, which leaves its AUROC undefined, and for each state named like normal clips.
 
-    It names the folder that may hold them under another name: all folders of test/ but `anomaly_free` count as anomalies.
+    All folders of test/ but `anomaly_free` count as anomalies, whether there is an `anomaly_free` beside them or not.
     """
     tested = {clip.category for clip in clips if not clip.label and content["clips"][clip.clip_id] == Split.TEST.value}
     states: dict[str, set[str]] = defaultdict(set)
@@ -180,14 +180,14 @@ def untested_normals(clips: list[Clip], content: dict) -> list[str]:
         states[clip.category].add(clip.state)
     found = []
     for category, names in sorted(states.items()):
-        if category in tested:
-            continue
         taken = [name for name in sorted(names) if name != NORMAL_STATE and re.sub(r"[\W_]+", "", name.lower()) in NORMAL_WORDS]
         folder = f"{category}/{TEST_FOLDER}"
-        cure = f"put normal clips into {folder}/{NORMAL_STATE}"
-        if taken:
-            cure = f"{folder}/{taken[0]} counts as an anomaly: if its clips are normal, rename it to {folder}/{NORMAL_STATE}"
-        found.append(f"{category} has no normal test clip, so that its AUROC will be undefined; {cure}")
+        cures = [f"{folder}/{name} counts as an anomaly: if its clips are normal, rename it to {folder}/{NORMAL_STATE}" for name in taken]
+        if category in tested:
+            found += cures
+        else:
+            cure = "; ".join(cures) or f"put normal clips into {folder}/{NORMAL_STATE}"
+            found.append(f"{category} has no normal test clip, so that its AUROC will be undefined; {cure}")
     return found
 
 

@@ -79,6 +79,7 @@ def test_a_factory_archive_by_label_state_and_split(tmp_path, suffix):
     ([{"path": "a.mp4", "category": "fan", "state": "stuck", "label": "0"}], "contradict each other"),
     ([{"path": "a.mp4", "category": "fan", "state": "stuck", "split": "tset"}], "split 'tset': .*did you mean 'test'"),
     ([{"path": "a.mp4", "category": "fan", "state": "stuck", "clip_id": "x"}], "must begin with its category"),
+    ([{"path": "a.mp4", "category": "fan", "state": "Defect_free"}], "normal is anomaly_free, or leave state empty"),
     ([{"path": "a.mp4", "category": "f/an", "state": "stuck"}], "cannot be a folder's name"),
     ([{"path": "a.mp4", "category": "fan", "state": "stuck"}] * 2, "line [23]: .*list each clip once"),
     ([{"path": "b.mp4", "category": "fan", "state": "stuck"}], "none of the 1 listed files is there"),

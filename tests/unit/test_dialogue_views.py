@@ -70,3 +70,19 @@ def test_pack_shows_what_is_packed_and_changes_nothing(packed_folder, repository
     monkeypatch.setattr(sys, "argv", [*words, "--show", "0"])
     assert module.main() == 2 and "--show 0: must be at least 1" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in packed_folder.rglob("*")} == before
+
+
+def test_a_look_alone_reads_and_writes_nothing(packed_folder, repository, tiny_model_folder, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in packed_folder.rglob("*")}
+    monkeypatch.setenv("COLUMNS", "200")
+    module = load_script(repository / "data_prep/pack.py")
+    monkeypatch.setattr(module, "pack_dialogues", lambda *_: pytest.fail("a look packed dialogues"))
+    # Other settings than those packed with, which packing would write: a look has none.
+    words = ["pack.py", "--out", str(packed_folder), "--model", str(tiny_model_folder), "--variants", "single_turn", "--show", "2"]
+    monkeypatch.setattr(sys, "argv", [*words, "--statistics"])
+    assert module.main() == 0
+    said = capsys.readouterr().out
+    assert said.count("USER: <video> x 40\n") == 2 and "multi_turn" in said and "tokens: least" in said
+    monkeypatch.setattr(sys, "argv", [*words, "--check"])
+    assert module.main() == 2 and "leave one of them out" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in packed_folder.rglob("*")} == before

@@ -118,6 +118,13 @@ def test_a_category_without_normal_test_clips_is_warned_of_with_the_folder_that_
         "own has no normal test clip, so that its AUROC will be undefined; put normal clips into own/test/anomaly_free"]
 
 
+def test_a_state_named_like_normal_clips_is_warned_of_beside_anomaly_free():
+    clips = clips_of()
+    clips += [Clip(f"fan/test/good/{number:04d}", Path(f"/videos/{number}.mp4"), "fan", "good", label_of("good")) for number in range(20)]
+    assert untested_normals(clips, make_split(clips, "ratio")) == [
+        "fan/test/good counts as an anomaly: if its clips are normal, rename it to fan/test/anomaly_free"]
+
+
 @pytest.mark.parametrize("arguments, words", [
     ({"protocol": "week"}, "weak, ratio, unsupervised"), ({"protocol": "weak", "val_share": 1.0}, "below 1"),
     ({"protocol": "weak", "per_anomaly": 0}, "at least 1"), ({"protocol": "ratio", "per_anomaly": 2}, "belongs to protocol weak"),
