@@ -24,7 +24,7 @@ from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.features import FEATURES, FeaturesTable
 from vlmphys.files import only_writer, write_atomic
 from vlmphys.frame_rules import FRAME_RULES
-from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, pack_frames
+from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, check_kept, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
@@ -60,6 +60,7 @@ def parser_of() -> argparse.ArgumentParser:
                         "counts as one that hangs; it is ended, and the other one tries (needs --workers of at least 1)")
     parser.add_argument("--strict", action="store_true", help="end with status 3 where a clip is in quarantine")
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
+    parser.add_argument("--restart", action="store_true", help="decode anew where finished clips were packed with other settings")
     parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
@@ -123,6 +124,8 @@ def run(options: argparse.Namespace) -> int:
               file=sys.stderr)
     maker.check(states)
     check_split_target(out / SPLIT)
+    if with_frames and not options.restart:
+        check_kept(clips, out, frame_settings)
     if options.check:
         console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
         return 0

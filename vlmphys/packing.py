@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
@@ -25,7 +26,7 @@ from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
 from vlmphys.records import sha256_text
 from vlmphys.regions import Regions, box_of, cut, region_of
-from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
+from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, schema_metadata
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
@@ -302,6 +303,35 @@ def stored_inputs(target: Path) -> str | None:
     if manifest.get("kind") != target.name:
         raise ValueError(foreign)
     return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
+
+
+def check_kept(clips: list[Clip], out: Path, settings: FrameSettings) -> None:
+    """Raise ValueError, naming the settings, where packing with these would discard clips that were finished with others."""
+    target = out / FRAMES
+    if stored_inputs(target) == _inputs_sha256(clips, settings):
+        return
+    for folder in (out / f"{FRAMES}.partial", target):
+        packed, finished = _finished(folder)
+        wanted = schema_metadata(settings.meta())
+        changed = [f"{name} {packed.get(name, 'not given')} -> {wanted.get(name, 'not given')}"
+                   for name in sorted({*packed, *wanted} - {"version"}) if packed.get(name) != wanted.get(name)]
+        if finished and changed:
+            raise ValueError(f"{folder}: settings differ ({', '.join(changed)}), and {finished} finished clip(s) would be discarded: "
+                             "give the former settings, another --out, or --restart to decode all anew")
+
+
+def _finished(folder: Path) -> tuple[dict[str, str], int]:
+    """The settings of the clips that a folder of frames holds, whole or not, as a shard carries them, and how many clips these are."""
+    if (folder / MANIFEST).is_file():
+        manifest = read_json(folder / MANIFEST, f"delete {folder} and pack it again")
+        return schema_metadata(manifest.get("meta", {})), manifest.get("rows", 0)
+    lines = (folder / JOURNAL).read_text().split("\n")[1:-1] if (folder / JOURNAL).is_file() else []
+    shards = [shard for shard in (json.loads(line)["shard"] for line in lines) if shard and _has_bytes(folder / shard["file"], shard["bytes"])]
+    if not shards:
+        return {}, 0
+    with pa.OSFile(str(folder / shards[0]["file"])) as source:
+        metadata = pa.ipc.open_file(source).schema.metadata
+    return {key.decode(): value.decode() for key, value in metadata.items()}, sum(shard["rows"] for shard in shards)
 
 
 def check_partial(partial: Path) -> None:

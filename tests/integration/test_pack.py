@@ -20,7 +20,7 @@ from vlmphys import packing
 from vlmphys.dialogue_packing import shuffled_states
 from vlmphys.files import only_writer
 from vlmphys.layout import scan_videos
-from vlmphys.packing import FrameSettings, pack_frames
+from vlmphys.packing import FrameSettings, check_kept, pack_frames
 from vlmphys.pixels import fit_frames
 from vlmphys.records import sha256_file
 from vlmphys.shards import FramesTable, open_packed
@@ -319,6 +319,36 @@ def test_other_settings_and_other_files_are_packed_anew(tmp_path):
         with pytest.raises(ValueError, match=words):
             pack_frames(scan_videos(root), tmp_path / words[:5], FrameSettings(8, 32), 0)
         assert path.read_text() == '{"name": "a web page"}'
+
+
+def test_other_settings_are_refused_where_they_would_discard_finished_clips(packed, videos, repository, tiny_model_folder):
+    before = times(packed)
+    arguments = ("--videos", videos, "--split", packed.parent / "split.json", "--model", tiny_model_folder, "--out", packed, "--frame-rule", "phase")
+    for more in ((), ("--check",)):
+        said = command(repository, "pack", *arguments, *more, status=2)
+        assert "settings differ (rule official -> phase), and 21 finished clip(s) would be discarded" in said and "--restart" in said
+    assert "nothing was written" in command(repository, "pack", *arguments, "--check", "--restart")
+    assert times(packed) == before
+
+
+def test_other_settings_are_refused_over_an_unfinished_pack_too(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "CLIPS_PER_SHARD", 4)
+    clips = scan_videos(videos)
+
+    def progress(done: int, bad: int) -> None:
+        if done == 10:
+            deadline = time.monotonic() + 30
+            while (tmp_path / "frames.partial/progress.jsonl").read_text().count("\n") < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_frames(clips, tmp_path, FrameSettings(8, 32), 0, progress)
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=r"settings differ \(fit crop -> stretch, rule official -> hf\), and \d finished"):
+        check_kept(clips, tmp_path, FrameSettings(8, 32, "hf", "stretch"))
+    check_kept(clips, tmp_path, FrameSettings(8, 32))
+    assert tree(tmp_path) == before
 
 
 def test_shuffled_labels_permute_the_train_clips_of_each_category(packed):
