@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory
-from vlmphys.mechanisms.physics import FPS, driven, per_frame, there_and_back, times
+from vlmphys.mechanisms.physics import FPS, driven, per_frame, times, to_and_fro
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 60
@@ -24,28 +24,30 @@ def bolt_place(angle: np.ndarray) -> np.ndarray:
 
 
 def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
-    """The knob follows the gripper, the bolt the knob. jam: the bolt meets a block; structure_detache: the link leaves the bolt and hangs."""
+    """The knob follows the gripper, to and fro, from any moment of its cycle, and the bolt the knob. jam: the bolt meets a block;
+    structure_detache: the link leaves the bolt and hangs."""
     instants, seconds = times(frames), frames / FPS
-    command, there = there_and_back(rng, instants)
+    period = rng.uniform(0.85, 1.0)
+    command = to_and_fro(rng, instants, period, rng.uniform(0.0, 0.1), 1.0, hold_share=0.1, low_share=0.34)
     side, full, drawn_first = rng.choice((-1.0, 1.0)), rng.uniform(2.3, 2.65), bool(rng.random() < 0.5)
     stop, span = np.inf, None
     if state == "jam":
         stop = rng.uniform(0.15, 0.42)
         blocked = instants[command > stop]
         span = (float(blocked[0]), float(blocked[-1]))
-    share = driven(command, rng.uniform(6.0, 8.0), rng.uniform(0.8, 1.1), upper=stop)
+    share = driven(command, rng.uniform(6.0, 8.0), rng.uniform(0.8, 1.1), start=min(command[0], stop), upper=stop)
     angle = full * (1 - share if drawn_first else share)
     bolt = bolt_place(angle)
     link = -side * np.arcsin(CRANK / LINK * np.sin(angle))
     loose = np.zeros(len(instants))
     if state == "structure_detache":
-        first = int(np.argmax(share > rng.uniform(0.1, 0.45)))
+        first = int(np.argmax((share > rng.uniform(0.1, 0.45)) & (instants > 0.05)))
         bolt = np.where(instants >= instants[first], bolt[first], bolt)
         hanging = driven(np.full(len(instants) - first, np.pi / 2), rng.uniform(1.6, 2.2), 0.25, float(link[first]))
         link = np.concatenate([link[:first], hanging])
         loose[first:], span = 1.0, (float(instants[first]), seconds)
     return Trajectory({"knob": per_frame(side * angle), "bolt": per_frame(bolt), "link_angle": per_frame(link), "loose": per_frame(loose)},
-                      {"full_angle": full, "side": side, "drawn_first": drawn_first, "there_seconds": there}, span)
+                      {"full_angle": full, "side": side, "drawn_first": drawn_first, "period": period}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:
