@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ MARKER = "preview.json"
 OVERVIEW = "mechanisms.png"
 FRAMES = 8
 TILE, OVERVIEW_TILE, ANIMATION_TILE = 112, 62, 128       # pixels a picture
-GAP, LABEL = 3, 150
+GAP, FONT_SIZE = 3, 12
 ANIMATION_FPS = 20
 PAGE, INK = (250, 250, 250), (30, 30, 30)
 
@@ -62,16 +63,18 @@ def overview(categories: tuple[str, ...], seed: int, appearance: str) -> Image.I
 
 
 def _sheet(rows: list[tuple[str, list[Image.Image]]], tile: int, break_after: int = 0) -> Image.Image:
-    """Labelled rows of square pictures; a wider gap stands after `break_after` of them (0: nowhere)."""
+    """Labelled rows of square pictures, the longest label in full; a wider gap stands after `break_after` of them (0: nowhere)."""
     columns = max(len(pictures) for _, pictures in rows)
+    font = ImageFont.load_default(FONT_SIZE)
+    beside = 4 * GAP + math.ceil(max(font.getlength(line) for label, _ in rows for line in label.split("\n")))
     wide = 4 * GAP if break_after else 0
-    page = Image.new("RGB", (LABEL + columns * (tile + GAP) + wide, len(rows) * (tile + GAP) + GAP), PAGE)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    page = Image.new("RGB", (beside + columns * (tile + GAP) + wide, len(rows) * (tile + GAP) + GAP), PAGE)
+    pen = ImageDraw.Draw(page)
     for number, (label, pictures) in enumerate(rows):
         top = GAP + number * (tile + GAP)
         pen.multiline_text((2 * GAP, top + tile // 2), label, fill=INK, font=font, anchor="lm")
         for column, picture in enumerate(pictures):
-            page.paste(picture, (LABEL + column * (tile + GAP) + (wide if break_after and column >= break_after else 0), top))
+            page.paste(picture, (beside + column * (tile + GAP) + (wide if break_after and column >= break_after else 0), top))
     return page
 
 
@@ -81,7 +84,7 @@ def animation(category: str, seed: int, appearance: str) -> list[Image.Image]:
     index = np.arange(0, load_mechanism(category).FRAMES, step)
     clips = [[Image.fromarray(frame_HWC) for frame_HWC in preview_clip(category, state, seed, appearance).frames(ANIMATION_TILE, index)]
              for state in states]
-    font, head, frames = ImageFont.load_default(12), 18, []
+    font, head, frames = ImageFont.load_default(FONT_SIZE), 18, []
     for moment in range(len(index)):
         page = Image.new("RGB", (len(states) * (ANIMATION_TILE + GAP) - GAP, ANIMATION_TILE + head), PAGE)
         pen = ImageDraw.Draw(page)
