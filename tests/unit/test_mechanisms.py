@@ -290,6 +290,17 @@ class TestFaultsChangeThePhysics:
         assert fallen["fall"][0] == 0.0 < fallen["fall"][-1]
         assert np.abs(fallen["left_at"] + fallen["fall"])[-1] == pytest.approx(0.45, abs=1e-3)
 
+    def test_what_rolls_or_meshes_turns_the_right_way(self, seed):
+        def turned(category: str) -> dict[str, float]:
+            return {name: float(values[-1] - values[0]) for name, values in channels(category, "anomaly_free", seed).items()}
+
+        car, gear, bearing = turned("car"), turned("gear"), turned("rolling_bearing")
+        for wheel in ("front", "back"):
+            assert car["belt"] == pytest.approx(-0.36 * car[wheel], rel=0.1), "clockwise wheels stand on a belt that runs to the left"
+        for name, share in (("two", -0.44 / 0.46), ("three", 1.0), ("four", -0.44 / 0.46)):
+            assert gear[f"gear_{name}"] == pytest.approx(share * gear["gear_one"], rel=0.1), "neighbours turn against each other"
+        assert bearing["balls"] == pytest.approx(0.327 * bearing["inner"], rel=0.1), "the balls go round with the inner ring"
+
     def test_caster_wheel(self, seed):
         for state, held in (("anomaly_free", None), ("axis_stuck1", "wheel"), ("axis_stuck2", "swivel")):
             truth = channels("caster_wheel", state, seed)
