@@ -41,7 +41,7 @@ def show_checks(checks: list[Check], console: Console) -> int:
     """A table of checks, then problems and hints; returns the exit status."""
     table = Table("check", "what", "result")
     for check in checks:
-        found = "[red]" + f"{len(check.problems)} problem(s)" if check.problems else "ok"
+        found = f"[red]{len(check.problems)} problem(s)[/]" if check.problems else "ok"
         table.add_row(check.name, escape(check.checked), found + (f", {len(check.hints)} hint(s)" if check.hints else ""))
     console.print(table)
     problems = [problem for check in checks for problem in check.problems]

@@ -19,11 +19,13 @@ usage: bash launch/reproduce_paper.sh [--videos DIR|LIST] [--model MODEL] [--see
                     'half' of each, or a number; 'given': the sides of the list's own column 'split'  [published]
   --per-category    one model for each category instead of one for all; with paper_tiny.yaml $category_steps updates each, where --set
                     gives neither max_steps nor num_train_epochs (the recipe's epochs are few updates with one category's clips)
+  --variants LIST   the dialogues, each a model of its own: some of multi_turn, single_turn, no_physics, with commas    [all three]
   --recipe FILE     of launch/train.py                              [launch/recipes/paper_tiny.yaml for tiny, paper.yaml for others]
   --gpus N          cards of this machine that train together, a power of 2 up to 16; above 1 they share 16 clips an update, one a
                     card at a time, whatever the recipe says; with 1 the recipe's batch counts, 16 clips in those of this toolkit  [1]
   --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
   --set key=value   any other key of the config, more than once if need be
+  --out DIR         everything that is made                                                         [runs/paper]
 All is split and packed before the first training. Relative paths start at the root of the repository. A second run skips what is done; after
 an interruption it goes on. Another protocol needs another --out.
 EOF

@@ -74,7 +74,9 @@ except ValueError as error:
     sys.exit(f"error: {error}")' "$1"
         return
     fi
-    find -L "$1" -mindepth 3 -type f -regextype posix-extended -iregex '.*\.(mp4|avi|mov|mkv|webm)' -printf '%P\n' |
+    # Videos, or the folders of extracted frames.
+    find -L "$1" -mindepth 3 -regextype posix-extended \( -type f -iregex '.*\.(mp4|avi|mov|mkv|webm)' \
+        -o -type d -regex '.*/(train|test)/frames/[^/]+' \) -printf '%P\n' |
         sed '/^\./d' | cut -d/ -f1 | sort -u
 }
 

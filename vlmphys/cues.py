@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlmphys.sources import clip_stat
 from vlmphys.frame_rules import PAIRS
+from vlmphys.sources import clip_stat
 from vlmphys.video import VideoError, read_frames
 
 STILL_CUES = ("first frame", "middle frame", "last frame", "mean colour")

@@ -17,9 +17,9 @@ from vlmphys.published import difference_notes, published
 from vlmphys.records import MAX_TURNS, Variant
 from vlmphys.text_tables import TextTable
 
-FINE_TUNED = published()["table1"]["supervision"]["Ours"]
 # What each method of table 1 was given of Phys-AD (CVPR 2025, section 5): nothing, or anomalous clips with their explanations.
 SUPERVISION = published()["table1"]["supervision"]
+FINE_TUNED = SUPERVISION["Ours"]
 # The ablation's order in table 3.
 VARIANTS = (Variant.NO_PHYSICS, Variant.SINGLE_TURN, Variant.MULTI_TURN)
 METRICS = {"auroc_verdict": "verdict", "auroc": "score"}
@@ -27,7 +27,7 @@ METRIC_HELP = ("verdict: AUROC of the hard verdict, (TPR + TNR) / 2, as the publ
                "score: AUROC of the continuous log-odds, not to be compared with the published columns")
 MEAN = "mean"
 LOSSES = ("loss", *(f"loss_turn_{turn}" for turn in range(1, MAX_TURNS + 1)), "verdict_loss")
-LAST_ROWS = 5
+LAST_ROWS = 5               # of metrics.jsonl, whose mean is the loss at the end
 FIGURES = (*METRICS, "sbert", "llm")
 SCORE_AGAIN = "score again with launch/score.py"
 

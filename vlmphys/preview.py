@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlmphys.files import json_bytes, write_atomic, writing
+from vlmphys.frame_rules import frame_indices
 from vlmphys.layout import NORMAL_STATE
 from vlmphys.mechanisms import load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
 from vlmphys.records import stable_int
-from vlmphys.frame_rules import frame_indices
 
 MARKER = "preview.json"
 OVERVIEW = "mechanisms.png"

@@ -30,9 +30,8 @@ class PriorsReport:
 def lint_priors(folder: str | Path, model: str = "tiny", frames: int = FRAMES) -> PriorsReport:
     """Lint every YAML file of `folder`; `package` means the files that ship with vlmphys, which must also cover its mechanisms.
 
-    Dialogues are measured with the tokenizer and the positions of `model` at `frames` frames a clip, Vicuna's system sentence before them, which
-    pack.py adds with --system. Raises ValueError for a folder that
-    is not there or holds no prior, and for an unusable model.
+    Dialogues are measured with the tokenizer and the positions of `model` at `frames` frames a clip, with Vicuna's system sentence before them,
+    which pack.py adds with --system. Raises ValueError for a folder that is not there or holds no prior, and for an unusable model.
     """
     report, priors = PriorsReport(), {}
     for path in _files(folder):

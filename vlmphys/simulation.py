@@ -34,7 +34,7 @@ class SimulationConfig:
     size: int
     appearance: str
     seed: int
-    version: int = 2
+    version: int = 2            # of the pixels that these settings give: a change of a mechanism or of the encoding raises it
 
     @classmethod
     def create(cls, categories: str, clips_per_state: int, train_clips: int | None, size: int, appearance: str, seed: int) -> SimulationConfig:
@@ -55,7 +55,7 @@ class SimulationConfig:
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One clip to write."""
+    """One clip to write; `size` is its edge in pixels."""
 
     path: Path
     category: str
@@ -85,8 +85,8 @@ def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = N
     if workers < 1:
         raise ValueError(f"--workers is {workers}: at least 1 is needed")
     _claim_folder(root, config)
-    jobs = [job for job in plan_clips(root, config) if not job.path.exists()]
-    total = len(plan_clips(root, config))
+    planned = plan_clips(root, config)
+    total, jobs = len(planned), [job for job in planned if not job.path.exists()]
     if not jobs:
         print(f"{root}: all {total} clips are there")
         return 0

@@ -24,10 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from vlmphys import predict  # noqa: E402
+from vlmphys.mechanisms import visible_in_one_frame  # noqa: E402
 from vlmphys.metrics import auroc  # noqa: E402
 from vlmphys.predictions import Explain, read_predictions  # noqa: E402
 from vlmphys.records import Split, stable_int  # noqa: E402
 from vlmphys.shards import Packed, open_packed  # noqa: E402
+from vlmphys.signals import exit_status  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,30 @@ def aurocs(run: Path, data: Path, split: Split, shuffle: int | None, device: str
             for category in sorted(set(categories.tolist()))}
 
 
-def main() -> int:
-    """Print a row for each category and one for their mean, and the lowest and highest mean over the shuffles."""
-    from vlmphys.mechanisms import visible_in_one_frame
+def main(arguments: list[str] | None = None) -> int:
+    """0: printed; 2: something is wrong, as one message says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="the run's packed clips")
     parser.add_argument("--split", type=Split, choices=tuple(Split), default=Split.TEST)
     parser.add_argument("--shuffles", type=int, default=3, help="how many orders each clip is seen in")
     parser.add_argument("--device", choices=predict.DEVICES, default="auto")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print a row for each category and one for their mean, and the lowest and highest mean over the shuffles.
+
+    Raises ValueError for a number of shuffles below 1, and for a run and data that cannot be predicted with or compared.
+    """
+    if options.shuffles < 1:
+        raise ValueError(f"--shuffles is {options.shuffles}: at least 1 is needed")
     in_order = aurocs(options.run, options.data, options.split, None, options.device)
     shuffled = [aurocs(options.run, options.data, options.split, shuffle, options.device) for shuffle in range(options.shuffles)]
     judged = [category for category, value in in_order.items() if value is not None]
     if not judged:
-        raise SystemExit(f"{options.data}: no category has normal and anomalous clips on the side {options.split.value}")
+        raise ValueError(f"{options.data}: no category has normal and anomalous clips on the side {options.split.value}")
     print(f"{'category':20s} in order  shuffled   states that one frame shows")
     for category in judged:
         print(f"{category:20s} {in_order[category]:8.3f} {statistics.fmean(one[category] for one in shuffled):9.3f}   "
@@ -87,7 +98,6 @@ def main() -> int:
     means = [statistics.fmean(one[category] for category in judged) for one in shuffled]
     print(f"{'mean':20s} {statistics.fmean(in_order[category] for category in judged):8.3f} {statistics.fmean(means):9.3f}   "
           f"over {len(means)} shuffles {min(means):.3f} to {max(means):.3f}")
-    return 0
 
 
 if __name__ == "__main__":

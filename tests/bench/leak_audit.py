@@ -26,6 +26,7 @@ from vlmphys.files import check_target, json_bytes, write_atomic, writing
 from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
 from vlmphys.mechanisms import visible_in_one_frame
 from vlmphys.probing import Separation, chance_error, linear_probe, out_of_fold_auroc
+from vlmphys.signals import exit_status
 from vlmphys.splits import of_categories
 from vlmphys.workers import Lost, run_in_order
 
@@ -173,40 +174,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
-    parser.add_argument("--categories", help="comma-separated names; None: all")
+    parser.add_argument("--categories", help="comma-separated names; all where None")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     parser.add_argument("--workers", type=int, default=2, help="processes that read clips; 0: none but this one")
     options = parser.parse_args(arguments)
-    console = Console(highlight=False)
-    try:
-        if options.workers < 0:
-            raise ValueError(f"--workers is {options.workers}: 0 or more is needed")
-        if options.json is not None:
-            check_target("--json", options.json)
-        clips = of_categories(scan_videos(options.videos), options.categories)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options, Console(highlight=False)))
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """Measure, fit, show, write. Raises ValueError for options that do not fit, clips of which none can be read, and a file that cannot be written."""
+    if options.workers < 0:
+        raise ValueError(f"--workers is {options.workers}: 0 or more is needed")
+    if options.json is not None:
+        check_target("--json", options.json)
+    clips = of_categories(scan_videos(options.videos), options.categories)
     cues, unreadable = measure(clips, options.workers)
     for sentence in unreadable[:20]:
         console.print(f"left out: {sentence}", markup=False, soft_wrap=True)
     if len(unreadable) > 20:
         console.print(f"left out: {len(unreadable) - 20} more clips that cannot be read")
     if not cues:
-        print(f"error: none of the {len(clips)} clips of {options.videos} can be read", file=sys.stderr)
-        return 2
+        raise ValueError(f"none of the {len(clips)} clips of {options.videos} can be read")
     result = audit(clips, cues, options.seed)
     show(result, console)
     if options.json is not None:
         written = {"seed": options.seed, "unreadable": unreadable, "categories": result, "means": cue_means(result),
                    "means_of_motion": cue_means(result, of_motion=True), "above_limits": conclusions(result)}
-        try:
-            with writing("--json", options.json, "file"):
-                write_atomic(options.json, json_bytes(written))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return 0
+        with writing("--json", options.json, "file"):
+            write_atomic(options.json, json_bytes(written))
 
 
 if __name__ == "__main__":

@@ -22,11 +22,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from vlmphys.files import check_target, json_bytes, read_json, write_atomic, writing
+from vlmphys.frame_rules import VideoError, frame_indices
 from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.probing import Separation, forest, out_of_fold_auroc, trajectory_statistics
 from vlmphys.records import stable_int
-from vlmphys.frame_rules import VideoError, frame_indices
+from vlmphys.signals import exit_status
 
 ALL = 0                     # in place of a number of frames
 COUNTS = (4, 8, 16, 32)
@@ -191,29 +192,28 @@ def main(arguments: list[str] | None = None) -> int:
                         "(the picture is 2 wide: .03 is a pixel of 64); angles: twice that, in radians")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     options = parser.parse_args(arguments)
-    try:
-        options.frames = counts_of(options.frames)
-        if not 0 <= options.grain < 1:
-            raise ValueError(f"--grain is {options.grain}: 0 or more and below 1 is needed")
-        if options.json is not None:
-            check_target("--json", options.json)
-        result = examine(scan_videos(options.videos), options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Examine, show, write. Raises ValueError for options that do not fit, a folder that is no bench, and a file that cannot be written."""
+    options.frames = counts_of(options.frames)
+    if not 0 <= options.grain < 1:
+        raise ValueError(f"--grain is {options.grain}: 0 or more and below 1 is needed")
+    if options.json is not None:
+        check_target("--json", options.json)
+    result = examine(scan_videos(options.videos), options)
     show(result, Console(highlight=False))
     if options.json is not None:
-        named = {category: {**row, "auroc": {"true" if frames == ALL else str(frames): value for frames, value in row["auroc"].items()},
-                            "anomalies": {state: {"true" if frames == ALL else str(frames): value for frames, value in areas.items()}
-                                          for state, areas in row["anomalies"].items()}} for category, row in result.items()}
-        try:
-            with writing("--json", options.json, "file"):
-                write_atomic(options.json, json_bytes({"seed": options.seed, "grain": options.grain, "categories": named,
-                                                       "aliased": aliased(result)}))
-        except ValueError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return 0
+        named = {category: {**row, "auroc": _named(row["auroc"]), "anomalies": {state: _named(areas) for state, areas in row["anomalies"].items()}}
+                 for category, row in result.items()}
+        with writing("--json", options.json, "file"):
+            write_atomic(options.json, json_bytes({"seed": options.seed, "grain": options.grain, "categories": named, "aliased": aliased(result)}))
+
+
+def _named(areas: dict[int | str, float | None]) -> dict[str, float | None]:
+    """The same with keys for a JSON file."""
+    return {"true" if frames == ALL else str(frames): value for frames, value in areas.items()}
 
 
 if __name__ == "__main__":

@@ -109,6 +109,15 @@ def test_a_model_for_each_category_is_prepared_before_any_is_trained(paper, tmp_
     assert again == [], "another category's clip repeats nothing"
 
 
+def test_extracted_frames_have_models_of_their_own_too(paper, tmp_path):
+    for category in ("fan", "gear"):
+        (tmp_path / "videos" / category / "test/frames/0000_x_stuck").mkdir(parents=True)
+    (tmp_path / "videos/notes/2026").mkdir(parents=True)
+    status, commands, error = paper("--videos", str(tmp_path / "videos"), "--per-category", "--variants", "multi_turn")
+    assert status == 0, error
+    assert [line for line in short(commands) if line.startswith("pack seed")] == ["pack seed_0/fan/packed", "pack seed_0/gear/packed"]
+
+
 def test_what_one_says_of_the_length_takes_the_place_of_200_updates(paper, tmp_path):
     root = videos(tmp_path, "fan")
     _, commands, _ = paper("--videos", str(root), "--per-category", "--variants", "multi_turn", "--set", "num_train_epochs=3")

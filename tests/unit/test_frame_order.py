@@ -8,6 +8,8 @@ from launching import load_script
 
 from vlmphys.shards import open_packed
 
+pytestmark = pytest.mark.unit
+
 
 def test_each_clip_has_an_order_of_its_own_that_is_not_the_filmed_one(repository, packed_folder):
     bench = load_script(repository / "tests/bench/frame_order.py")
@@ -22,3 +24,12 @@ def test_each_clip_has_an_order_of_its_own_that_is_not_the_filmed_one(repository
     with pytest.raises(ValueError, match="one frame a clip"):
         one.order("fan/test/stuck/0", 1)
     assert all(one.order(f"fan/test/stuck/{number}", 2).tolist() == [1, 0] for number in range(20))
+
+
+def test_what_cannot_be_compared_is_told_in_one_sentence(repository, packed_folder, tmp_path, capsys):
+    bench = load_script(repository / "tests/bench/frame_order.py")
+    arguments = ["--run", str(tmp_path), "--data", str(packed_folder)]
+    assert bench.main([*arguments, "--shuffles", "0"]) == 2
+    assert capsys.readouterr().err == "error: --shuffles is 0: at least 1 is needed\n"
+    assert bench.main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.unit
+
 # Page faults of the later rounds of taking a block of 64 MiB, writing into it and giving it back.
 FAULTS = """
 import resource

@@ -6,21 +6,12 @@ import re
 from dataclasses import replace
 
 import pytest
+from phys_ad import ANOMALIES
 
 from vlmphys.priors import (KINDS, PARTS, PRIORS_FOLDER, StateTexts, duplicates, few_texts, known_categories, leaks, lint, load_prior, load_priors,
                             prior_text, priors_sha256, read_prior)
 
 pytestmark = pytest.mark.unit
-
-ANOMALIES = {  # spelled as the anomaly folders of Phys-AD are
-    "ball": {"leak", "unfull"}, "button": {"no_light", "Unpress", "Unrebound_light", "Unrebound_nolight"},
-    "car": {"all_wheel", "back_wheel", "front_wheel"}, "caster_wheel": {"axis_stuck1", "axis_stuck2"},
-    "clip": {"unable_press", "unable_rebound"}, "clock": {"stuck", "vibrate"}, "fan": {"stuck", "uneven", "vibrate"},
-    "gear": {"double", "single", "stuck", "triple"}, "hinge": {"angle_limited", "falloff"}, "liquid": {"foreign_obj", "leak"},
-    "lock": {"jam", "structure_detache"}, "magnet": {"degaussing", "drop"}, "rolling_bearing": {"ball_stuck"}, "rubber_band": {"crack"},
-    "screw": {"stripped", "unable_goin"}, "servo": {"angle_limited", "centered_anomaly", "vibrate"},
-    "slide": {"ball_drop", "derailment", "jam"}, "spherical_bearing": {"jam"}, "sticky_roller": {"falloff", "stuck"},
-    "toothpaste": {"leak"}, "usb": {"jam"}, "zipper": {"stuck", "unable_close"}}
 
 GOOD = """\
 component: A pump has a pipe and a wheel.
@@ -44,7 +35,7 @@ def write(folder, text, name="pump.yaml"):
 
 def test_every_category_has_every_state():
     found = {category: set(prior.states) - {"anomaly_free"} for category, prior in load_priors(known_categories()).items()}
-    assert {category: found[category] for category in ANOMALIES} == ANOMALIES
+    assert {category: found[category] for category in ANOMALIES} == {category: set(anomalies) for category, anomalies in ANOMALIES.items()}
     assert all("anomaly_free" in prior.states for prior in load_priors(ANOMALIES).values())
 
 

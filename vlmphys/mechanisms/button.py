@@ -23,9 +23,9 @@ DARK, LIT = np.array((62.0, 60.0, 66.0)), np.array((250.0, 226.0, 120.0))
 
 
 def presses(rng: np.random.Generator, instants: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """The finger's depth: away, to the cap, pressed, away again, without end and from any phase of it on.
+    """The finger's depth at every step: away (below 0), at the cap (0), pressed (1), away again, without end and from any phase of it on.
 
-    Also the first instants, in seconds, at which it presses and at which it is let go after that; about half a second of both is seen.
+    Also the first instants, in seconds, at which it presses and at which it lets go after that; about half a second of both is seen.
     """
     seconds = len(instants) * (instants[1] - instants[0])
     while True:

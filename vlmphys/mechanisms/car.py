@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import DT, FPS, fault_window, motor_speed, per_frame, rotor, shaking, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, DT, FPS, fault_window, motor_speed, per_frame, rotor, shaking, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 60
@@ -25,7 +25,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     channels = {}
     for wheel in ("front", "back"):
         grip = rng.uniform(25.0, 60.0)
-        brake = active * 4000.0 if wheel in BRAKED.get(state, ()) else 0.0
+        brake = active * BRAKE_DRAG if wheel in BRAKED.get(state, ()) else 0.0
         start_speed = 0.0 if np.any(brake) and span[0] == 0.0 else rim_speed[0]
         channels[wheel] = per_frame(rotor(grip * rim_speed, grip + brake + np.zeros(len(instants)), start_speed, rng.uniform(0, 2 * np.pi)))
     channels["belt"] = per_frame(rng.uniform(0.0, SLAT_SPACING) - RADIUS * np.cumsum(rim_speed) * DT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, fault_window, motor_speed, per_frame, rotor, seized, strokes, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, FPS, fault_window, motor_speed, per_frame, rotor, seized, strokes, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 180
@@ -26,7 +26,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS, shortest_share=0.6)
     active, still = within(instants, span), np.zeros(len(instants))
     drag = rng.uniform(8.0, 20.0)
-    brake = 4000.0 * active if state == "axis_stuck1" else still
+    brake = BRAKE_DRAG * active if state == "axis_stuck1" else still
     start_speed = 0.0 if brake[0] > 0 else speed[0]
     wheel = rotor(drag * speed, drag + brake, start_speed, rng.uniform(0, 2 * np.pi))
     swivel = seized(command, rng.uniform(3.0, 4.5), rng.uniform(0.9, 1.2), active if state == "axis_stuck2" else still)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, fault_window, per_frame, rotor, shaking, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, FPS, fault_window, per_frame, rotor, shaking, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 180
@@ -22,7 +22,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     pulse = ((instants * step_hz + rng.random()) % 1.0 < 0.3) / 0.3 if steps else np.ones(len(instants))
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS)
     active = within(instants, span)
-    brake = 4000.0 if state == "stuck" else 0.0
+    brake = BRAKE_DRAG if state == "stuck" else 0.0
     driven_angle = rotor(speed * drag * pulse, drag + active * brake, 0.0 if steps or brake * active[0] else speed, 0.0)
     amplitude = rng.uniform(0.38, 0.55) if state == "vibrate" else rng.uniform(0.0, 0.006)
     shake = (active if state == "vibrate" else 1.0) * shaking(rng, instants, amplitude, 3.3, 4.2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, fault_window, per_frame, rotor, shaking, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, FPS, fault_window, per_frame, rotor, shaking, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 180
@@ -23,7 +23,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     torque, friction = np.full(len(instants), speed * drag), np.full(len(instants), drag)
     start_speed = speed
     if state == "stuck":
-        friction = friction + active * 4000.0
+        friction = friction + active * BRAKE_DRAG
         start_speed = 0.0 if span[0] == 0.0 else speed
     if state == "uneven":
         swing_hz, phase = rng.uniform(0.4, 0.85), rng.uniform(0, 2 * np.pi)

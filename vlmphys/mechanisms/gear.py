@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, fault_window, per_frame, rotor, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, FPS, fault_window, per_frame, rotor, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 120
@@ -24,7 +24,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     speed, drag = direction * 2 * np.pi * turns_per_second, rng.uniform(5.0, 10.0)
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS, shortest_share=0.6)
     active = within(instants, span)
-    brake = 4000.0 if state == "stuck" else 0.0
+    brake = BRAKE_DRAG if state == "stuck" else 0.0
     motor = rotor(np.full(len(instants), speed * drag), drag + active * brake,
                   0.0 if state == "stuck" and span[0] == 0.0 else speed, rng.uniform(0, 2 * np.pi))
     driven_speed = np.gradient(motor, instants)

@@ -43,7 +43,7 @@ def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:
     canvas.box(0, 0.94, 0.9, 0.06, "body", 0.6)
     canvas.bar(x, y, x + 0.78, y, 0.16, "body")
     grip = polar(x, y, reach, -values["grip"])
-    canvas.bar(grip[0], grip[1] - 0.0, grip[0] * 1.25, -1.0, 0.1, "grip", 0.8)
+    canvas.bar(*grip, grip[0] * 1.25, -1.0, 0.1, "grip", 0.8)
     low = values["fall"] * 0.75
     canvas.bar(x - low * 0.2, y + low, *polar(x - low * 0.2, y + low, reach, -values["leaf"]), 0.15, "part")
     canvas.disc(*polar(x - low * 0.2, y + low, reach * 0.75, -values["leaf"]), 0.07, "mark")

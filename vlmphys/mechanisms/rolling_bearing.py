@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, fault_window, motor_speed, per_frame, rotor, shaking, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, FPS, fault_window, motor_speed, per_frame, rotor, shaking, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 60
@@ -22,9 +22,9 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     speed = motor_speed(rng, instants, 0.35, 2.4)
     span = None if state == "anomaly_free" else fault_window(rng, frames / FPS, shortest_share=0.6)
     active, grip = within(instants, span), rng.uniform(25.0, 60.0)
-    brake = grip + active * 4000.0
+    friction = grip + active * BRAKE_DRAG
     start_speed = 0.0 if span and span[0] == 0.0 else ROLLING * speed[0]
-    balls = rotor(grip * ROLLING * speed, brake, start_speed, rng.uniform(0, 2 * np.pi))
+    balls = rotor(grip * ROLLING * speed, friction, start_speed, rng.uniform(0, 2 * np.pi))
     drag = rng.uniform(15.0, 40.0)
     inner = rotor(drag * speed, np.full(len(instants), drag), speed[0], rng.uniform(0, 2 * np.pi))
     # The motor shakes every bearing, one little and the next much; the slip over held balls adds a chatter of the same order.

@@ -1,6 +1,6 @@
 """What the camera sees: the look of one clip (object variant, light, camera, noise) and a canvas with antialiased shapes.
 
-Scene units: the picture spans -1 to 1 in x (right) and y (down); colours are RGB.
+Scene units: the picture spans -1 to 1 in x (right) and y (down); colours are RGB. Shape suffix: F frames.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import numpy as np
 from vlmphys.records import stable_int
 
 APPEARANCES = ("physad", "wild")
-SHIFT = 4
+SHIFT = 4                   # bits below the pixel in OpenCV's fixed-point coordinates
 ROLES = ("body", "part", "mark", "metal", "grip")
 PALETTES = (
     {"body": (92, 100, 112), "part": (196, 200, 206), "mark": (226, 74, 52), "metal": (140, 146, 152), "grip": (70, 92, 150)},
     {"body": (78, 92, 82), "part": (214, 190, 120), "mark": (48, 96, 214), "metal": (150, 150, 142), "grip": (128, 70, 66)},
     {"body": (104, 88, 96), "part": (128, 190, 196), "mark": (244, 208, 60), "metal": (156, 150, 160), "grip": (74, 112, 84)},
 )
-NOISE_FIELDS = 5
+NOISE_FIELDS = 5            # drawn once a clip and used in turn: noise anew for each frame would take most of the time
 
 
 @dataclass(frozen=True)
 class Look:
     """Everything about a clip's picture that is no physics."""
 
-    variant: int
-    colours: dict[str, tuple[int, int, int]]
-    proportion: float
-    zoom: float
-    centre: tuple[float, float]
-    jitter_F2: np.ndarray
-    gain: float
-    background: np.ndarray
-    noise_sigma: float
+    variant: int                        # of the object, 0 to 2
+    colours: dict[str, tuple[int, int, int]]    # by role, before `gain`
+    proportion: float                   # of the object's parts, about 1
+    zoom: float                         # 1: the picture is 2 scene units wide
+    centre: tuple[float, float]         # by how much the scene is moved, in scene units
+    jitter_F2: np.ndarray               # the camera's shake, in scene units
+    gain: float                         # of all brightness, about 1
+    background: np.ndarray              # 8 x 8 x 3 (or x 1), grey levels
+    noise_sigma: float                  # of the sensor, in grey levels
     noise_seed: int
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import FPS, per_frame, rotor, times
+from vlmphys.mechanisms.physics import BRAKE_DRAG, FPS, per_frame, rotor, times
 from vlmphys.mechanisms.scene import Canvas, Look
 
 FRAMES = 180
@@ -32,7 +32,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
         gripping, span = np.where(instants < fails, 1.0, 0.0), (fails, seconds)
         # It failed somewhere on its way in, before the clip or in it: else its depth alone would tell it from a sound one that goes on.
         start += rng.uniform(0.0, 0.5) * pitch * turns
-        held = 4000.0 if state == "unable_goin" else 0.0
+        held = BRAKE_DRAG if state == "unable_goin" else 0.0
     screw = rotor(speed * drag, friction + held * (1 - gripping), 0.0, 0.0)
     sink = pitch / (2 * np.pi) * np.cumsum(np.diff(screw, prepend=0.0) * gripping)
     angle = rng.uniform(0, 2 * np.pi)

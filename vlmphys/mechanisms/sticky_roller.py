@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from vlmphys.mechanisms.parts import Part, Trajectory, turning
-from vlmphys.mechanisms.physics import DT, FPS, driven, fault_window, free_fall, per_frame, rotor, strokes, times, within
+from vlmphys.mechanisms.physics import BRAKE_DRAG, DT, FPS, driven, fault_window, free_fall, per_frame, rotor, strokes, times, within
 from vlmphys.mechanisms.scene import Canvas, Look, polar
 
 FRAMES = 180
@@ -30,7 +30,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
         falls_at = float(rng.uniform(0.06, 0.66) * seconds)
         span = (falls_at, seconds)
     speed = -np.gradient(axle, DT) / RADIUS * (instants < falls_at)
-    brake = 4000.0 * (within(instants, span) if state == "stuck" else np.zeros(len(instants)))
+    brake = BRAKE_DRAG * (within(instants, span) if state == "stuck" else np.zeros(len(instants)))
     grip = np.where(instants < falls_at, 80.0, 0.4)
     roller = rotor(grip * speed, grip + brake, 0.0 if state == "stuck" and span[0] == 0.0 else speed[0], rng.uniform(0, 2 * np.pi))
     left_at = axle[min(int(np.searchsorted(instants, falls_at)), len(axle) - 1)]
