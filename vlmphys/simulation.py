@@ -34,7 +34,7 @@ class SimulationConfig:
     size: int
     appearance: str
     seed: int
-    version: int = 2            # of the pixels that these settings give: a change of a mechanism or of the encoding raises it
+    version: int = 3            # of the pixels that these settings give: a change of a mechanism or of the encoding raises it
 
     @classmethod
     def create(cls, categories: str, clips_per_state: int, train_clips: int | None, size: int, appearance: str, seed: int) -> SimulationConfig:

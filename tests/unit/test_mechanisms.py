@@ -278,6 +278,9 @@ class TestFaultsChangeThePhysics:
             slides = (rolled < 0.3 * moved) & (moved > 0.005)
             assert slides.sum() > 40 if state == "stuck" else slides.sum() < 5
             assert truth["fall"].max() == 0.0
+            if state == "anomaly_free":
+                slip = np.diff(truth["axle"]) - 0.42 * np.diff(truth["roller"])
+                assert np.abs(slip).max() < 0.25 * np.abs(np.diff(truth["axle"])).max(), "the side at the wall, to the left, rests on it"
         fallen = channels("sticky_roller", "falloff", seed)
         assert fallen["fall"][0] == 0.0 < fallen["fall"][-1]
         assert np.abs(fallen["left_at"] + fallen["fall"])[-1] == pytest.approx(0.45, abs=1e-3)
@@ -312,6 +315,14 @@ class TestFaultsChangeThePhysics:
         for clip in (lit, lost):
             assert (clip["cap"][clip["finger"] < -0.2] > 0.65).sum() >= 15
         assert lit["lamp"][(lit["cap"] > 0.65) & (lit["finger"] < -0.2)].min() > 0.5
+
+    def test_the_buttons_faults_show_within_their_span_alone(self, seed):
+        for state in ("no_light", "Unrebound_light", "Unrebound_nolight"):
+            trajectory = simulate_clip(load_mechanism("button"), "button", state, seed).trajectory
+            first, last = trajectory.fault_span_seconds
+            clip, instants = trajectory.channels, np.arange(180) / FPS
+            shows = clip["cap"] > 0.65 if state == "no_light" else (clip["cap"] > 0.65) & (clip["finger"] < -0.2)
+            assert shows.any() and instants[shows].min() >= first and instants[shows].max() <= last
 
     def test_clock(self, seed):
         steps = {state: np.diff(channels("clock", state, seed)["long"][::22]) for state in ("anomaly_free", *ANOMALIES["clock"])}

@@ -47,20 +47,20 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     finger, pressed, released = presses(rng, instants)
     travel = rng.uniform(0.88, 1.0)
     finger = np.minimum(finger, travel)
-    upper, lower, span = travel, np.maximum(finger, 0.0), None
+    asked, upper, lower = finger, travel, np.maximum(finger, 0.0)
     if state == "Unpress":
         upper = rng.uniform(0.0, 0.1)
         finger = np.minimum(finger, upper)
-        lower, span = np.maximum(finger, 0.0), (pressed, released)
-    if state == "no_light":
-        span = (pressed, released)
+        lower = np.maximum(finger, 0.0)
     if state in ("Unrebound_light", "Unrebound_nolight"):
         stay = rng.choice((seconds, rng.uniform(0.95, 1.3)))
         since_press = instants - np.maximum.accumulate(np.where(finger > 0.5, instants, -np.inf))
         lower = np.maximum(lower, np.where(since_press < stay, rng.uniform(0.8, 0.95) * travel, 0.0))
-        span = (pressed if state == "Unrebound_nolight" else released, min(seconds, released + stay))
     spring = driven(np.zeros(len(instants)), rng.uniform(4.0, 7.0), rng.uniform(0.6, 1.0), float(lower[0]), lower, upper)
-    current = np.where((spring > CONTACT) & (state not in ("no_light", "Unrebound_nolight")), 1.0, 0.0)
+    closed, held_down = spring > CONTACT, spring > np.maximum(finger, 0.0) + 0.1
+    shows = {"no_light": closed, "Unpress": asked > upper + 0.1, "Unrebound_light": held_down, "Unrebound_nolight": closed | held_down}.get(state)
+    span = None if shows is None else (float(instants[shows][0]), float(instants[shows][-1]))
+    current = np.where(closed & (state not in ("no_light", "Unrebound_nolight")), 1.0, 0.0)
     lamp = driven(current, rng.uniform(6.0, 10.0), 1.0)
     return Trajectory({"cap": per_frame(spring), "finger": per_frame(finger), "lamp": per_frame(lamp),
                        "stand_x": np.full(frames, rng.uniform(-0.22, 0.22)), "stand_y": np.full(frames, rng.uniform(-0.14, 0.1))},

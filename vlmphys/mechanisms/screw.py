@@ -38,23 +38,27 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     angle = rng.uniform(0, 2 * np.pi)
     return Trajectory({"depth": per_frame(start + sink), "head": per_frame(angle + screw),
                        "driver": per_frame(rng.uniform(0, 2 * np.pi) + turned),
-                       "block": np.full(frames, rng.uniform(-0.15, 0.15)), "length": np.full(frames, rng.uniform(1.02, 1.15))},
+                       "pitch": np.full(frames, pitch), "block": np.full(frames, rng.uniform(-0.15, 0.15)), "length": np.full(frames, rng.uniform(1.02, 1.15))},
                       {"turns_per_second": rate, "pitch": pitch, "delay": delay, "back_share": back}, span)
 
 
 def draw(canvas: Canvas, values: dict[str, float], look: Look) -> None:
-    """The driver's chuck above with its mark, the screw's head with its own, the thread, and the block before its lower part."""
+    """The driver's chuck above with its mark, the screw's head with its own, the thread, and the block before its lower part.
+
+    The thread is right-handed and of two starts: clockwise from above it goes in, and where it grips it stands still beside the block.
+    """
     ground = 0.62 + values["block"]
     tip = ground + values["depth"] + 0.05
     top = tip - values["length"]
     canvas.bar(0, -1.2, 0, top - 0.3, 0.2, "grip", 0.8)
-    turned_mark(canvas, top - 0.32, 0.26 * look.proportion, 0.13, values["driver"], "grip", 1.15, "part")
+    turned_mark(canvas, top - 0.32, 0.26 * look.proportion, 0.13, -values["driver"], "grip", 1.15, "part")
     canvas.box(0, top - 0.12, 0.06, 0.1, "metal", 0.7)
     canvas.polygon([(-0.1, top), (0.1, top), (0.1, tip - 0.15), (0, tip), (-0.1, tip - 0.15)], "metal")
-    for ring in range(6):
-        y = top + 0.2 + 0.11 * ring - 0.11 * ((values["head"] / (2 * np.pi)) % 1.0)
+    spacing = values["pitch"] / 2
+    first = top + 0.2 - spacing * (values["head"] / np.pi % 1.0)
+    for y in np.arange(first, tip - 0.2, spacing):
         canvas.stroke([(-0.14, y + 0.04), (0.14, y - 0.04)], 0.045, "metal", 0.65)
-    turned_mark(canvas, top, 0.34 * look.proportion, 0.1, values["head"], "metal", 1.15, "mark")
+    turned_mark(canvas, top, 0.34 * look.proportion, 0.1, -values["head"], "metal", 1.15, "mark")
     canvas.box(0, ground + 0.5, 0.8, 0.5, "body", 0.9)
     canvas.box(0, ground + 0.03, 0.8, 0.03, "body", 1.15)
 

@@ -29,7 +29,7 @@ def simulate(rng: np.random.Generator, state: str, frames: int) -> Trajectory:
     if state == "falloff":
         falls_at = float(rng.uniform(0.06, 0.66) * seconds)
         span = (falls_at, seconds)
-    speed = -np.gradient(axle, DT) / RADIUS * (instants < falls_at)
+    speed = np.gradient(axle, DT) / RADIUS * (instants < falls_at)
     brake = BRAKE_DRAG * (within(instants, span) if state == "stuck" else np.zeros(len(instants)))
     grip = np.where(instants < falls_at, 80.0, 0.4)
     roller = rotor(grip * speed, grip + brake, 0.0 if state == "stuck" and span[0] == 0.0 else speed[0], rng.uniform(0, 2 * np.pi))
