@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 from clip_files import encode_clip, make_videos
 
+from launching import load_script
+
 from vlmphys import packing
 from vlmphys.layout import Clip, scan_videos
 from vlmphys.packing import FrameSettings, PackReport, check_kept, pack_frames
 from vlmphys.shards import FramesTable
+from vlmphys.splits import make_split, write_split
 
 pytestmark = pytest.mark.integration
 
@@ -139,6 +142,34 @@ def test_restart_and_other_settings_decode_all(videos, tmp_path, decoded):
         pack(clips, out, restart=True)
 
 
+def test_the_command_says_what_it_took_over_and_repairs_dialogues_too(videos, repository, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    """With worker processes, which hash the files."""
+    write_split(tmp_path / "split.json", make_split(scan_videos(videos), "weak", per_anomaly=1))
+    module, out = load_script(repository / "data_prep/pack.py"), tmp_path / "packed"
+
+    def said(*more: str) -> str:
+        words = ["--videos", videos, "--split", tmp_path / "split.json", "--model", tiny_model_folder, "--out", out, "--workers", 2, *more]
+        monkeypatch.setattr("sys.argv", ["pack", *map(str, words)])
+        assert module.main() == 0
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(repository)
+    assert "taken over" not in said()
+    before = tree(out)
+    flip(out / "frames/frames-00002.arrow", 0.5)
+    flip(out / "dialogues/dialogues-00000.arrow", 0.4)
+    assert "frames: already packed" in said() and tree(out) != before
+    text = said("--repair")
+    assert "11 taken over, 6 decoded" in text and "dialogues: packed" in text and tree(out) == before
+    for path in videos.rglob("*.mp4"):
+        touch(path)
+    assert "17 taken over, 1 decoded" in said()
+    after = tree(out)
+    assert [name for name in before if before[name] != after[name]] == ["frames/manifest.json"]
+    (out / "dialogues/dialogues-00000.arrow").unlink()
+    assert "frames: already packed" in said() and tree(out) == after
+
+
 def stop(clips: list[Clip], out: Path, at: int, **options) -> None:
     """Pack until so many clips are done, then be stopped as by Ctrl-C."""
     def progress(done: int, bad: int) -> None:
@@ -240,7 +271,8 @@ def flip(path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize("repair", (False, True))
-@pytest.mark.parametrize("damage", (Path.unlink, lambda path: os.truncate(path, 1000), lambda path: flip(path, 0.5)), ids=("missing", "cut", "flipped"))
+@pytest.mark.parametrize("damage", (Path.unlink, lambda path: os.truncate(path, 1000), lambda path: flip(path, 0.5)),
+                         ids=("missing", "cut", "flipped"))
 def test_only_a_damaged_shard_is_made_anew(videos, tmp_path, decoded, damage, repair):
     out, clips = tmp_path / "packed", scan_videos(videos)
     pack(clips, out)
