@@ -139,6 +139,8 @@ def test_restart_and_other_settings_decode_all(videos, tmp_path, decoded):
             check_kept(clips, out, other)
         report = pack(clips, out, other)
         assert (report.taken_over, report.decoded) == (0, CLIPS) and same_as_fresh(out, clips, other)
+        with pytest.raises(ValueError, match=r"settings differ \((reader pyav -> auto|fit stretch -> crop)\)"):
+            check_kept(clips, out, SETTINGS)
         pack(clips, out, restart=True)
 
 
