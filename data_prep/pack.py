@@ -60,7 +60,9 @@ def parser_of() -> argparse.ArgumentParser:
                         "counts as one that hangs; it is ended, and the other one tries (needs --workers of at least 1)")
     parser.add_argument("--strict", action="store_true", help="end with status 3 where a clip is in quarantine")
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
-    parser.add_argument("--restart", action="store_true", help="decode anew where finished clips were packed with other settings")
+    parser.add_argument("--restart", action="store_true", help="decode all clips anew, with these settings, whatever is packed")
+    parser.add_argument("--repair", action="store_true", help="read all that is packed, and make anew the shards whose bytes changed since; those "
+                        "that are missing or cut off are made anew without it, too")
     parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
@@ -131,12 +133,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     with only_writer(out):
         if with_frames:
-            report = decode(clips, out, frame_settings, workers, options.time_limit)
+            report = decode(clips, out, frame_settings, workers, options)
             show(FRAMES, report, out)
         if options.only != FRAMES:
             packed = FramesTable.open(out / FRAMES)
             packed.check(facts.image_size)
-            show(DIALOGUES, pack_dialogues(packed.states(), split, out, maker), out)
+            show(DIALOGUES, pack_dialogues(packed.states(), split, out, maker, options.repair), out)
         if not (out / SPLIT).is_file() or (out / SPLIT).read_bytes() != split_path.read_bytes():
             write_atomic(out / SPLIT, split_path.read_bytes())
     if options.features:
@@ -196,10 +198,10 @@ def add_features(out: Path, options: argparse.Namespace) -> None:
     show(FEATURES, report, out)
 
 
-def decode(clips, out: Path, settings: FrameSettings, workers: int, limit_seconds: float) -> PackReport:
+def decode(clips, out: Path, settings: FrameSettings, workers: int, options: argparse.Namespace) -> PackReport:
     """Pack frames behind a progress bar."""
     with bar_of("decode", len(clips), " quarantined") as advance:
-        return pack_frames(clips, out, settings, workers, advance, limit_seconds)
+        return pack_frames(clips, out, settings, workers, advance, options.time_limit, options.restart, options.repair)
 
 
 @contextmanager
@@ -248,6 +250,8 @@ def show(table: str, report: PackReport, out: Path) -> None:
     """Print what one table holds now, and what was left out of it."""
     state = "already packed" if report.skipped else "packed"
     console.print(f"{table}: {state}, {report.rows} rows in {report.shards} shard(s), {report.nbytes / 2**20:.1f} MiB in {out / table}")
+    if report.taken_over:
+        console.print(f"  {report.taken_over} taken over, {report.decoded} decoded")
     for bad in report.quarantine[:5]:
         console.print(f"  quarantined {printable(bad['clip_id'])}: {bad['reason']}", markup=False)
     if report.quarantine:

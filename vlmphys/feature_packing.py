@@ -18,11 +18,12 @@ from torch import nn
 from vlmphys.features import DTYPE, FEATURES, FeaturesTable, clip_bytes, features_schema
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, swap_folder, write_atomic
 from vlmphys.model import ModelFacts, load_config, normalise_frames
-from vlmphys.packing import JOURNAL, PackReport, append_durably, check_space, open_journal, report_of, stored_inputs
+from vlmphys.packing import PackReport, report_of, stored_inputs
 from vlmphys.records import sha256_text
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
 from vlmphys.shards import FramesTable
 from vlmphys.tower import feature_layers, load_tower, tower_features, tower_sha256
+from vlmphys.unfinished import JOURNAL, append_durably, check_space, open_journal
 
 # A shard of the 7B model's features takes 270 MB, and what a crash costs is at most one.
 CLIPS_PER_SHARD = 64

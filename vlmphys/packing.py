@@ -1,23 +1,23 @@
 """Videos to frames shards: each clip decoded once in its life, in flat memory, resumed after any crash.
 
 Frames are written into `frames.partial/`, one shard of CLIPS_PER_SHARD planned clips after the other; a journal names those that are
-whole, so that a later run goes on from there. Only a complete folder, manifest and all, gets the name `frames/`.
+whole, so that a later run goes on from there (`unfinished`), and rows that were decoded before are copied (`takeover`). Only a complete folder,
+manifest and all, gets the name `frames/`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial as bound
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
@@ -30,15 +30,15 @@ from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, sch
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
+from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards, packed_settings
+from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, keep_rows, kept_files, open_journal, read_journal,
+                                unfinished_clips)
 from vlmphys.video import READERS, read_picked
 from vlmphys.workers import Lost, run_in_order
 
 CLIPS_PER_SHARD = 256
 # A 1080p clip takes a third of a second; one that takes this long never ends.
 READER_LIMIT_SECONDS = 120.0
-JOURNAL = "progress.jsonl"
-# What a folder that is not finished may hold; all else is somebody's.
-OWN_FILES = re.compile(rf"\w+-\d{{5,}}\.arrow(\.tmp)?|{re.escape(JOURNAL)}|{re.escape(MANIFEST)}|{re.escape(QUARANTINE)}|\..+\.tmp")
 # Clips that wait for the disk at most: what comes in while a shard is hashed and made durable, which takes a second or two.
 WAITING_FOR_DISK = 32
 
@@ -77,6 +77,10 @@ class FrameSettings:
         """Settings that stand in a manifest only where they are not the default: what was packed before there were any stays as it is."""
         return {**({"sets": self.sets} if self.sets > 1 else {}), **({"regions": self.regions} if self.regions else {})}
 
+    def described(self) -> dict[str, str]:
+        """All that decides the pixels, for a comparison setting by setting."""
+        return {**schema_metadata(self.meta()), "reader": self.reader}
+
     def as_inputs(self) -> dict:
         """All of them, for the digest of what is packed."""
         return {**{key: value for key, value in asdict(self).items() if key not in ("sets", "regions")}, **self.further()}
@@ -84,13 +88,16 @@ class FrameSettings:
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a packing call did. `skipped`: everything was there already. `quarantine`: {clip_id, path, reason} of each bad clip."""
+    """What a packing call did. `skipped`: everything was there already. `quarantine`: {clip_id, path, reason} of each bad clip. Of frames,
+    `taken_over` rows are of earlier runs, and `decoded` clips were tried by this one, bad ones among them."""
 
     rows: int
     shards: int
     nbytes: int
     skipped: bool
     quarantine: tuple[dict, ...] = ()
+    taken_over: int = 0
+    decoded: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,8 +122,17 @@ class ClipPixels:
     n_frames: int
 
 
-def decode_clip(task: ClipTask) -> ClipPixels | VideoError:
-    """Decode and fit one clip; what is wrong with the file comes back as an error, not as an exception."""
+@dataclass(frozen=True)
+class SameFile:
+    """A worker's answer for a clip whose bytes were decoded before."""
+
+    sha256: str
+
+
+def decode_clip(task: ClipTask, known: Known = NOTHING_KNOWN) -> ClipPixels | SameFile | VideoError:
+    """Decode and fit one clip, unless its frames are `known`; what is wrong with the file comes back as an error, not as an exception."""
+    if known.keys and (sha256 := _sha256_now(task.path)) and known.key(task.clip_id, task.category, sha256) in known.keys:
+        return SameFile(sha256)
     settings = task.settings
     region, sizes = region_of(settings.regions, task.category), []
 
@@ -138,10 +154,20 @@ def decode_clip(task: ClipTask) -> ClipPixels | VideoError:
         return VideoError(f"cannot be read: {error.strerror or error}")
 
 
-def _decode_in_worker(task: ClipTask) -> ClipPixels | VideoError:
+def _sha256_now(path: str) -> str | None:
+    """The hash of a clip's bytes; None where it has none: the reader says what is wrong with it."""
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        return None
+    try:
+        return sha256_clip(Path(path))
+    except (OSError, ValueError):
+        return None
+
+
+def _decode_in_worker(known: Known, task: ClipTask) -> ClipPixels | SameFile | VideoError:
     # One process a core: threads within each would only get in each other's way.
     torch.set_num_threads(1)
-    return decode_clip(task)
+    return decode_clip(task, known)
 
 
 def _other_reader(task: ClipTask) -> ClipTask | None:
@@ -162,27 +188,36 @@ def check_clips(clips: list[Clip], split: SplitFile) -> list[Clip]:
 
 def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: int,
                 progress: Callable[[int, int], None] = lambda clips_done, quarantined: None,
-                limit_seconds: float = READER_LIMIT_SECONDS) -> PackReport:
+                limit_seconds: float = READER_LIMIT_SECONDS, restart: bool = False, repair: bool = False) -> PackReport:
     """Write `out/frames` for these clips, or go on where an earlier run stopped, or do nothing where it is all there.
 
-    Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first
-    with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises ValueError where every clip
-    is bad, and where the disk is full.
+    Clips that were decoded before, here or into the unfinished folder, with the same settings from the same bytes, are not decoded again, except
+    with `restart`; bad ones are tried again where anything changed. Shards of another size than they were written with are made anew, with
+    `repair` those of other bytes, too. Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is
+    called as it goes, first with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises
+    ValueError where every clip is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     finish_swap(partial, target, MANIFEST)
     inputs = _inputs_sha256(clips, settings)
-    if stored_inputs(target) == inputs:
+    same = stored_inputs(target) == inputs
+    if same and not restart and is_whole(target, repair):
         table = FramesTable.open(target)
         quarantine = tuple(read_quarantine(target / QUARANTINE))
         progress(len(clips), len(quarantine))
         return report_of(table.manifest, True, quarantine)
     with clear_disk_errors(out, "finished shards"):
-        done = open_journal(partial, inputs)
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
+        done = _open_partial(partial, inputs, settings, restart)
+        if same and not restart:
+            link_shards(target, partial, settings.described(), chunks, done)
+        taken_over = sum(entry["shard"]["rows"] for entry in done.values() if entry["shard"])
         check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done),
                     settings.sets * settings.frames * settings.size ** 2 * 3)
-        _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds)
+        finished = {clip.clip_id for index in done for clip in chunks[index]}
+        former = former_rows(None if restart or len(finished) == len(clips) else target, partial, settings.described(),
+                             frames_schema(settings.meta()), settings.rule == "jitter", finished)
+        copied, decoded = _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds, former)
         entries = [done[index] for index in range(len(chunks))]
         quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])
         shards = [entry["shard"] for entry in entries if entry["shard"]]
@@ -190,30 +225,51 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
             shutil.rmtree(partial)
             raise ValueError(f"none of the {len(clips)} clips can be used; first: {quarantine[0]['path']}: {quarantine[0]['reason']}")
         write_atomic(partial / QUARANTINE, "".join(json.dumps(bad, ensure_ascii=False) + "\n" for bad in quarantine).encode())
-        manifest = manifest_of(FRAMES, settings.meta(), shards, inputs_sha256=inputs, quarantined=len(quarantine))
+        for path in kept_files(partial):
+            path.unlink()
+        manifest = manifest_of(FRAMES, settings.meta(), shards, inputs_sha256=inputs, quarantined=len(quarantine), reader=settings.reader)
         write_atomic(partial / MANIFEST, json_bytes(manifest))
         (partial / JOURNAL).unlink()
         swap_folder(partial, target)
-    return report_of(manifest, False, quarantine)
+    return report_of(manifest, False, quarantine, taken_over + copied, decoded)
+
+
+def _open_partial(partial: Path, inputs: str, settings: FrameSettings, restart: bool) -> dict[int, dict]:
+    """The shards of these inputs that an earlier run left whole, by number. Of what else it left, rows of these settings are kept.
+
+    With `restart` only a run that was begun with it counts.
+    """
+    check_partial(partial)
+    header, _ = read_journal(partial)
+    same = header.get("inputs_sha256") == inputs or header.get("settings") == settings.described()
+    if same and (header.get("restart", False) or not restart):
+        keep_rows(partial, inputs)
+    elif partial.exists():
+        shutil.rmtree(partial)
+    return open_journal(partial, inputs, settings=settings.described(), restart=restart)
 
 
 def _write_missing_shards(chunks: list[list[Clip]], done: dict[int, dict], partial: Path, settings: FrameSettings, workers: int,
-                          progress: Callable[[int, int], None], limit_seconds: float) -> None:
+                          progress: Callable[[int, int], None], limit_seconds: float, former: FormerRows) -> tuple[int, int]:
+    """Make the shards that are not `done`, with rows of `former` where there are any; returns how many rows were copied, how many clips decoded."""
     clips_done = sum(len(chunks[index]) for index in done)
     quarantined = sum(len(entry["quarantine"]) for entry in done.values())
     progress(clips_done, quarantined)
     missing = [index for index in range(len(chunks)) if index not in done]
     tasks = [ClipTask(str(clip.path), settings, clip.clip_id, clip.category) for index in missing for clip in chunks[index]]
-    function = _decode_in_worker if workers else decode_clip
+    function = bound(_decode_in_worker, former.known()) if workers else bound(decode_clip, known=former.known())
     results = run_in_order(function, tasks, min(workers, len(tasks)), limit_seconds, _other_reader)
     schema = frames_schema(settings.meta())
-    disk = _Disk()
+    copied, disk = 0, _Disk()
     try:
         for index in missing:
             writer = disk.open(partial / f"{FRAMES}-{index:05d}.arrow", schema)
             bad: list[dict] = []
             for clip, result in zip(chunks[index], results):
-                if isinstance(result, ClipPixels):
+                if isinstance(result, SameFile):
+                    disk.later(_copy_row, writer, former, clip, result.sha256)
+                    copied += 1
+                elif isinstance(result, ClipPixels):
                     disk.later(writer.add, _frames_row(clip, result, settings))
                 else:
                     reason = result.reason if isinstance(result, Lost) else str(result)
@@ -226,6 +282,11 @@ def _write_missing_shards(chunks: list[list[Clip]], done: dict[int, dict], parti
     finally:
         results.close()
         disk.close()
+    return copied, len(tasks) - copied
+
+
+def _copy_row(writer: ShardWriter, former: FormerRows, clip: Clip, sha256: str) -> None:
+    writer.add(former.row(clip, sha256))
 
 
 class _Disk:
@@ -238,7 +299,7 @@ class _Disk:
         self._writers: list[ShardWriter] = []
 
     def open(self, path: Path, schema) -> ShardWriter:
-        self._writers.append(ShardWriter(path, schema, FRAMES_PER_BATCH))
+        self._writers.append(ShardWriter(path, schema, FRAMES_PER_BATCH, resumable=True))
         return self._writers[-1]
 
     def later(self, function: Callable, *arguments: object) -> None:
@@ -259,18 +320,24 @@ class _Disk:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """End the thread; what is not a whole shard by now is dropped."""
-        self._thread.shutdown(cancel_futures=True)
+        """Do what waits, end the thread, and leave the shards that are not whole for a later run; after a failure these are dropped."""
+        self._thread.shutdown()
         for writer in self._writers:
-            writer.abort()
+            try:
+                if not self._failed:
+                    writer.leave()
+            except OSError:
+                self._failed = True
+            if self._failed:
+                writer.abort()
 
 
 def _finish_shard(index: int, writer: ShardWriter, bad: list[dict], done: dict[int, dict], journal: Path) -> None:
     """Make a shard whole and durable, then say so in the journal. One without a single good clip is not written."""
     line = writer.close() if writer.rows else None
-    writer.abort()
     done[index] = {"index": index, "shard": line, "quarantine": bad}
     append_durably(journal, done[index])
+    writer.abort()
 
 
 def _frames_row(clip: Clip, pixels: ClipPixels, settings: FrameSettings) -> dict:
@@ -310,77 +377,18 @@ def check_kept(clips: list[Clip], out: Path, settings: FrameSettings) -> None:
     target = out / FRAMES
     if stored_inputs(target) == _inputs_sha256(clips, settings):
         return
-    for folder in (out / f"{FRAMES}.partial", target):
-        packed, finished = _finished(folder)
-        wanted = schema_metadata(settings.meta())
+    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again") if (target / MANIFEST).is_file() else {}
+    finished = {out / f"{FRAMES}.partial": unfinished_clips(out / f"{FRAMES}.partial"), target: (packed_settings(manifest), manifest.get("rows", 0))}
+    wanted = settings.described()
+    for folder, (packed, clips_there) in finished.items():
         changed = [f"{name} {packed.get(name, 'not given')} -> {wanted.get(name, 'not given')}"
                    for name in sorted({*packed, *wanted} - {"version"}) if packed.get(name) != wanted.get(name)]
-        if finished and changed:
-            raise ValueError(f"{folder}: settings differ ({', '.join(changed)}), and {finished} finished clip(s) would be discarded: "
+        if clips_there and changed:
+            raise ValueError(f"{folder}: settings differ ({', '.join(changed)}), and {clips_there} finished clip(s) would be discarded: "
                              "give the former settings, another --out, or --restart to decode all anew")
 
 
-def _finished(folder: Path) -> tuple[dict[str, str], int]:
-    """The settings of the clips that a folder of frames holds, whole or not, as a shard carries them, and how many clips these are."""
-    if (folder / MANIFEST).is_file():
-        manifest = read_json(folder / MANIFEST, f"delete {folder} and pack it again")
-        return schema_metadata(manifest.get("meta", {})), manifest.get("rows", 0)
-    lines = (folder / JOURNAL).read_text().split("\n")[1:-1] if (folder / JOURNAL).is_file() else []
-    shards = [shard for shard in (json.loads(line)["shard"] for line in lines) if shard and _has_bytes(folder / shard["file"], shard["bytes"])]
-    if not shards:
-        return {}, 0
-    with pa.OSFile(str(folder / shards[0]["file"])) as source:
-        metadata = pa.ipc.open_file(source).schema.metadata
-    return {key.decode(): value.decode() for key, value in metadata.items()}, sum(shard["rows"] for shard in shards)
-
-
-def check_partial(partial: Path) -> None:
-    """Raise ValueError for a folder of this name that holds anything but what an earlier run of pack.py left unfinished."""
-    if partial.is_symlink() or (partial.exists() and not partial.is_dir()):
-        raise ValueError(f"{partial}: is no folder that data_prep/pack.py made; move it away, or give another --out")
-    strange = sorted(path.name for path in partial.iterdir() if not OWN_FILES.fullmatch(path.name)) if partial.exists() else []
-    if strange:
-        raise ValueError(f"{partial}: holds {strange[0]!r}, which data_prep/pack.py did not write; move it away, or give another --out")
-
-
-def open_journal(partial: Path, inputs: str) -> dict[int, dict]:
-    """The shards that an earlier run of the same inputs left whole, by number; a folder of other inputs is cleared."""
-    check_partial(partial)
-    journal, done = partial / JOURNAL, {}
-    lines = journal.read_text().split("\n")[:-1] if journal.is_file() else []  # a last line without its end was cut off by a crash
-    if lines and json.loads(lines[0]) == {"inputs_sha256": inputs}:
-        entries = [json.loads(line) for line in lines[1:]]
-        whole = [entry for entry in entries if not entry["shard"] or _has_bytes(partial / entry["shard"]["file"], entry["shard"]["bytes"])]
-        done = {entry["index"]: entry for entry in whole}
-    elif partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(exist_ok=True)
-    header = [{"inputs_sha256": inputs}, *done.values()]
-    write_atomic(journal, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in header).encode())
-    return done
-
-
-def _has_bytes(path: Path, nbytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == nbytes
-
-
-def append_durably(path: Path, value: dict) -> None:
-    """Add a line to a journal; it is on the disk when this returns."""
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(value, ensure_ascii=False) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def check_space(out: Path, clips: int, clip_bytes: int) -> None:
-    """Raise ValueError where the disk has no room for so many clips of so many bytes."""
-    needed, free = clips * clip_bytes, shutil.disk_usage(out).free
-    if needed > free:
-        raise ValueError(f"{out}: {clips} clips need {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free; "
-                         "make room, or give another --out")
-
-
-def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = ()) -> PackReport:
+def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = (), taken_over: int = 0, decoded: int = 0) -> PackReport:
     """What a packing call did, by the manifest that stands there now."""
     shards = manifest["shards"]
-    return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine)
+    return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine, taken_over, decoded)

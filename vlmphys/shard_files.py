@@ -5,6 +5,8 @@ What stands in the shards is `shards`' business (frames, dialogues) and `feature
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from vlmphys.records import sha256_file, sha256_text
 
 VERSION = 1
 MANIFEST = "manifest.json"
+BATCHES = ".batches"
 REPACK = "write it with data_prep/pack.py"
 
 
@@ -26,16 +29,51 @@ def schema_metadata(meta: dict) -> dict[str, str]:
             for key, value in sorted(meta.items())}
 
 
-class ShardWriter:
-    """Writes one shard under another name, and gives it its own only when it is whole and durable."""
+class _HashedFile:
+    """A file that is written from its beginning to its end, as Arrow wants one, and hashed on the way."""
 
-    def __init__(self, path: Path, schema: pa.Schema, rows_per_batch: int):
+    closed = False
+
+    def __init__(self, path: Path):
+        self._stream, self._digest, self._position = open(path, "wb"), hashlib.sha256(), 0
+
+    def write(self, data) -> int:
+        self._digest.update(data)
+        self._position += len(data)
+        return self._stream.write(data)
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+        self.closed = True
+
+    def sha256(self) -> str:
+        """Hex digest of what was written so far."""
+        return self._digest.hexdigest()
+
+
+class ShardWriter:
+    """Writes one shard under another name, and gives it its own only when it is whole and durable.
+
+    With `resumable` a file beside it lists {rows, bytes, sha256} up to the end of each record batch (see `unfinished`): what was written by then
+    can be read after a crash. `close` leaves that list, for whoever makes the shard known to remove afterwards.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, rows_per_batch: int, resumable: bool = False):
         self.path, self.schema, self.rows_per_batch = path, schema, rows_per_batch
         self.aside = path.with_name(path.name + ".tmp")
+        self.batches = path.with_name(path.name + BATCHES) if resumable else None
         self.rows = 0
+        if self.batches:
+            self.batches.unlink(missing_ok=True)
         self._waiting: list[dict] = []
-        self._sink = pa.OSFile(str(self.aside), "wb")
-        self._writer = pa.ipc.new_file(self._sink, schema)
+        self._sink = _HashedFile(self.aside)
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._sink, "w"), schema)
 
     def add(self, row: dict) -> None:
         """Add a row: a value for each column; `frames` as a C-ordered uint8 array, `features` as one of fp16."""
@@ -50,15 +88,23 @@ class ShardWriter:
         self._writer.close()
         self._sink.close()
         fsync_file(self.aside)
-        line = {"file": self.path.name, "rows": self.rows, "bytes": self.aside.stat().st_size, "sha256": sha256_file(self.aside)}
+        line = {"file": self.path.name, "rows": self.rows, "bytes": self._sink.tell(), "sha256": self._sink.sha256()}
         os.replace(self.aside, self.path)
         fsync_folder(self.path.parent)
         return line
+
+    def leave(self) -> None:
+        """End before the shard is whole, with all rows so far in record batches that can be read again; nothing where `close` was reached."""
+        if not self._sink.closed:
+            self._flush()
+            self._sink.close()
 
     def abort(self) -> None:
         """Drop what was written; to be called where `close` was not reached."""
         self._sink.close()
         self.aside.unlink(missing_ok=True)
+        if self.batches:
+            self.batches.unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -73,6 +119,10 @@ class ShardWriter:
                 columns.append(pa.array(values, field.type))
         self._writer.write_batch(pa.record_batch(columns, schema=self.schema))
         self._waiting = []
+        if self.batches:
+            self._sink.flush()
+            with open(self.batches, "a") as stream:
+                stream.write(json.dumps({"rows": self.rows, "bytes": self._sink.tell(), "sha256": self._sink.sha256()}) + "\n")
 
 
 def manifest_of(kind: str, meta: dict, shards: list[dict], **more: object) -> dict:
@@ -99,6 +149,7 @@ class Table:
     """Shards of one folder, opened together and memory-mapped; rows are found by key."""
 
     kind = ""
+    repairable = False      # by pack.py --repair
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -170,7 +221,9 @@ class Table:
         return ()
 
     def _damaged(self, path: Path, problem: str) -> ValueError:
-        return ValueError(f"{path}: {problem}; delete {self.folder} and pack it again")
+        cure = ("run the same data_prep/pack.py command again with --repair, which makes anew what is damaged" if self.repairable
+                else f"delete {self.folder} and pack it again")
+        return ValueError(f"{path}: {problem}; {cure}")
 
     def _find(self, key) -> tuple[pa.RecordBatch, int]:
         if key not in self._place:

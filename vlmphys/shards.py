@@ -86,6 +86,7 @@ class FramesTable(Table):
     """Pixels by clip id. `meta`: version, frames (T), height, width, rule, fit; sets, regions as in `frames_schema`."""
 
     kind = FRAMES
+    repairable = True
 
     def _schema(self) -> pa.Schema:
         return frames_schema(self.meta)
@@ -156,6 +157,7 @@ class DialogueTable(Table):
     """
 
     kind = DIALOGUES
+    repairable = True
 
     def _schema(self) -> pa.Schema:
         return dialogues_schema(self.meta)

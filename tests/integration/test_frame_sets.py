@@ -98,4 +98,5 @@ def test_refusals(packing, capsys, options, words):
 
 
 def test_a_region_beyond_the_pictures_is_the_clips_reason(packing, capsys):
-    assert "the region of interest 0,0,500,48 does not lie within its pictures of 64 x 48 pixels" in packing[1](capsys, "--roi", "0,0,500,48")[1]
+    said = packing[1](capsys, "--roi", "0,0,500,48", "--restart")[1]
+    assert "the region of interest 0,0,500,48 does not lie within its pictures of 64 x 48 pixels" in said

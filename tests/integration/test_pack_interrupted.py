@@ -43,9 +43,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def pack_in_a_session(script: Path, arguments: list[str]) -> None:
-    """pack.py's own main, in a process group of its own, with shards so small that there are many."""
+    """pack.py's own main, in a process group of its own, with shards so small that there are many, and rows that are kept one by one."""
     os.setsid()
-    packing.CLIPS_PER_SHARD = CLIPS_PER_SHARD
+    packing.CLIPS_PER_SHARD, packing.FRAMES_PER_BATCH = CLIPS_PER_SHARD, 1
     sys.argv = ["pack.py", *arguments]
     sys.exit(load_script(script).main())
 

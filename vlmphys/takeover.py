@@ -1,0 +1,152 @@
+"""Rows of clips that were decoded before, taken over from former shards: no clip whose bytes and settings are the same is decoded twice.
+
+A row is taken from a shard whose sha256 is right, for a file whose sha256 is the row's; copied through the same writer, it gives the bytes that
+decoding the clip again would give. Where everything packed is the same, and only some shards are damaged, the others are linked whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vlmphys.files import read_json
+from vlmphys.layout import Clip
+from vlmphys.records import sha256_file
+from vlmphys.shard_files import MANIFEST, VERSION, read_manifest, schema_metadata
+from vlmphys.shards import FRAMES, QUARANTINE, read_quarantine
+from vlmphys.unfinished import JOURNAL, KEPT, append_durably, kept_files, stream_of
+
+
+@dataclass(frozen=True)
+class Known:
+    """The files that need not be decoded, as a worker is told: `keys` of their sha256, with the clip's id and category where the frames hang on
+    these (`of_id`, `of_category`)."""
+
+    of_id: bool
+    of_category: bool
+    keys: frozenset[tuple[str, str, str]] = frozenset()
+
+    def key(self, clip_id: str, category: str, sha256: str) -> tuple[str, str, str]:
+        """Clips with the same key have the same frames."""
+        return clip_id if self.of_id else "", category if self.of_category else "", sha256
+
+
+NOTHING_KNOWN = Known(False, False)
+
+
+class FormerRows:
+    """Rows that were decoded with the same settings, whose shards have `schema`.
+
+    A row stands for every clip of the same bytes, whatever its id (but with `of_id`, where the id decides which frames are read) and its state;
+    and of the same category where regions of interest hang on that.
+    """
+
+    def __init__(self, schema: pa.Schema, of_id: bool):
+        self.schema = schema
+        self._known = Known(of_id, "box" in schema.names)
+        self._places: dict[tuple[str, str, str], tuple[Path, int, pa.RecordBatch, int]] = {}
+
+    def add(self, path: Path, needless: Container[str] = ()) -> int:
+        """Know the rows of a shard, without those of the clip ids `needless`; returns how many are new."""
+        reader, begin = stream_of(path)
+        if not reader.schema.equals(self.schema, check_metadata=True):
+            return 0
+        before = len(self._places)
+        for batch in reader:
+            columns = (batch.column(name).to_pylist() for name in ("clip_id", "category", "source_sha256"))
+            for row, (clip_id, category, sha256) in enumerate(zip(*columns)):
+                if clip_id not in needless:
+                    self._places.setdefault(self._known.key(clip_id, category, sha256), (path, begin, batch, row))
+        return len(self._places) - before
+
+    def known(self) -> Known:
+        """What need not be decoded."""
+        return replace(self._known, keys=frozenset(self._places))
+
+    def row(self, clip: Clip, sha256: str) -> dict:
+        """The row of a clip whose file has a `known` sha256; its pixels are read here."""
+        path, begin, batch, row = self._places[self._known.key(clip.clip_id, clip.category, sha256)]
+        value = {}
+        for field in self.schema:
+            column = batch.column(field.name)
+            if pa.types.is_fixed_size_binary(field.type):
+                # Read, not mapped: pages of former shards would count as this process's memory.
+                offset = column.buffers()[1].address - begin + (column.offset + row) * field.type.byte_width
+                value[field.name] = np.fromfile(path, np.uint8, field.type.byte_width, offset=offset)
+            else:
+                value[field.name] = column[row].as_py()
+        return {**value, "clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label}
+
+
+def former_rows(target: Path | None, partial: Path, settings: dict[str, str], schema: pa.Schema, of_id: bool, done: Container[str]) -> FormerRows:
+    """The rows that the finished folder (None: not from there) and the unfinished one hold, of this one without the clip ids `done`. Kept rows of no
+    use are deleted.
+
+    Shards are read once for their sha256: rows of a damaged one are not taken over.
+    """
+    rows = FormerRows(schema, of_id)
+    for line in sound_shards(target, settings) if target else ():
+        rows.add(target / line["file"])
+    for path in kept_files(partial):
+        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, done):
+            path.unlink()
+    return rows
+
+
+def packed_settings(manifest: dict) -> dict[str, str]:
+    """The settings of a finished folder of frames; those packed before the reader was noted had the default."""
+    return {**schema_metadata(manifest.get("meta", {})), "reader": manifest.get("reader", "auto")}
+
+
+def sound_shards(target: Path, settings: dict[str, str]) -> list[dict]:
+    """The manifest's lines of the shards of a finished folder whose bytes are right; none where it has other settings, or is not there."""
+    if not (target / MANIFEST).is_file():
+        return []
+    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
+    lines = manifest["shards"] if manifest.get("version") == VERSION and packed_settings(manifest) == settings else []
+    return [line for line in lines if is_sound(target, line, True)]
+
+
+def is_sound(folder: Path, line: dict, read: bool) -> bool:
+    """Whether a shard is there with its bytes, by their number, or with `read` by their sha256."""
+    path = folder / line["file"]
+    return path.is_file() and path.stat().st_size == line["bytes"] and not (read and sha256_file(path) != line["sha256"])
+
+
+def is_whole(folder: Path, read: bool) -> bool:
+    """Whether all shards of a finished folder of frames are sound (see `is_sound`), and its list of the quarantine can be read."""
+    return _quarantine(folder) is not None and all(is_sound(folder, line, read) for line in read_manifest(folder, FRAMES)["shards"])
+
+
+def _quarantine(folder: Path) -> list[dict] | None:
+    try:
+        return read_quarantine(folder / QUARANTINE)
+    except (OSError, ValueError):
+        return None
+
+
+def link_shards(target: Path, partial: Path, settings: dict[str, str], chunks: list[list[Clip]], done: dict[int, dict]) -> None:
+    """Take over whole what is sound of a finished folder of the same clips: its shards are linked, or copied where the disk has no links.
+
+    Nothing where its list of the quarantine is damaged: that says which clips a shard lacks.
+    """
+    quarantine = _quarantine(target)
+    for line in sound_shards(target, settings) if quarantine is not None else ():
+        index = int(line["file"].removesuffix(".arrow").rpartition("-")[2])
+        bad = [one for one in quarantine if one["clip_id"] in {clip.clip_id for clip in chunks[index]}]
+        if index in done or line["rows"] + len(bad) != len(chunks[index]):
+            continue
+        path = partial / line["file"]
+        path.unlink(missing_ok=True)
+        try:
+            os.link(target / line["file"], path)
+        except OSError:
+            shutil.copyfile(target / line["file"], path)
+        done[index] = {"index": index, "shard": line, "quarantine": bad}
+        append_durably(partial / JOURNAL, done[index])
