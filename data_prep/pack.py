@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.clip_lists import find_clips
+from vlmphys.clip_lists import check_listed, find_clips
 from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
 from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.features import FEATURES, FeaturesTable
@@ -27,7 +27,7 @@ from vlmphys.frame_rules import FRAME_RULES
 from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, check_kept, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
-from vlmphys.records import Variant
+from vlmphys.records import Variant, counted
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
 from vlmphys.signals import exit_status
@@ -127,7 +127,9 @@ def run(options: argparse.Namespace) -> int:
     if with_frames and not options.restart:
         check_kept(clips, out, frame_settings)
     if options.check:
-        console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
+        if with_frames:
+            check_listed(options.videos, clips)
+        console.print(f"{counted(len(states), 'clip')}: split, priors and dialogues fit; nothing was written (--check)")
         return 0
     with only_writer(out):
         if with_frames:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.clip_lists import find_clips
+from vlmphys.clip_lists import check_listed, find_clips
 from vlmphys.held_out import FOLDS, KFOLD, LEAVE_ANOMALY_OUT, LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
 from vlmphys.layout import Clip
 from vlmphys.signals import exit_status
@@ -56,6 +56,7 @@ def run(options: argparse.Namespace) -> None:
     """Make, check, write, show."""
     check_options(options)
     clips = of_categories(find_clips(options.videos), options.categories)
+    check_listed(options.videos, clips)
     contents = make_contents(clips, options)
     for path in contents:
         check_split_target(path)
