@@ -13,7 +13,9 @@ from rich.table import Table
 
 from vlmphys.clip_lists import check_listed, find_clips
 from vlmphys.held_out import FOLDS, KFOLD, LEAVE_ANOMALY_OUT, LEAVE_CATEGORY_OUT, SEVERAL, file_of, make_splits
-from vlmphys.layout import Clip
+from vlmphys.help_text import DefaultsFormatter
+from vlmphys.layout import Clip, passed_over
+from vlmphys.records import counted
 from vlmphys.signals import exit_status
 from vlmphys.splits import (PROTOCOLS, PUBLISHED_RATIO, check_split_target, count_sides, make_split, of_categories, untested_normals,
                             write_split)
@@ -24,25 +26,25 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsFormatter)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json")
     parser.add_argument("--out", required=True, help="the split file to write, for instance split.json; kfold and leave_* put what tells "
                         "their files apart behind its name")
     parser.add_argument("--protocol", required=True, choices=(*PROTOCOLS, *SEVERAL))
-    parser.add_argument("--per-anomaly", type=int, help="weak, leave_anomaly_out: clips of each anomaly that train; None: the published "
-                        "number a category")
-    parser.add_argument("--ratio", type=float, help=f"ratio: share of each anomaly's clips that train; None: {PUBLISHED_RATIO}")
-    parser.add_argument("--folds", type=int, help=f"kfold: so many files, each clip tested in one; None: {FOLDS}")
+    parser.add_argument("--per-anomaly", type=int, help="weak, leave_anomaly_out: clips of each anomaly that train (default: the "
+                        "published number a category)")
+    parser.add_argument("--ratio", type=float, help=f"ratio: share of each anomaly's clips that train (default: {PUBLISHED_RATIO})")
+    parser.add_argument("--folds", type=int, help=f"kfold: so many files, each clip tested in one (default: {FOLDS})")
     parser.add_argument("--leave-out", metavar="NAMES", help="leave_*: write one file without these, comma-separated (fan,gear or "
-                        "fan/stuck,gear/single); None: files that leave out each in turn")
+                        "fan/stuck,gear/single; default: files that leave out each in turn)")
     parser.add_argument("--val-share", type=float, default=0.1, help="share of the training clips that is held out for validation")
-    parser.add_argument("--categories", help="split these alone, comma-separated; None: all that are there")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--categories", help="split these alone, comma-separated (default: all that are there)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the clips that train and validate")
     parser.add_argument("--near-duplicates", action="store_true", help="look for clips that are one recording twice (encoded anew, cropped "
                         "a little, brightened), too: decodes each clip once, and keeps its hash beside --out; files of the same bytes are "
                         "always looked for")
     parser.add_argument("--allow-duplicates", action="store_true", help="write the split although duplicates stand on two of its sides")
-    parser.add_argument("--workers", type=int, help="--near-duplicates: decoding processes; None: one a core; 0: decode in this process")
+    parser.add_argument("--workers", type=int, help="--near-duplicates: decoding processes, 0: decode in this process (default: one a core)")
     return parser.parse_args()
 
 
@@ -57,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
     check_options(options)
     clips = of_categories(find_clips(options.videos), options.categories)
     check_listed(options.videos, clips)
+    if said := passed_over(options.videos):
+        console.print(f"note: {said}", markup=False)
     contents = make_contents(clips, options)
     for path in contents:
         check_split_target(path)
@@ -116,7 +120,7 @@ def check_duplicates(clips: list[Clip], contents: dict[Path, dict], options: arg
         pairs += [pair for pair in near if (pair.first, pair.second) not in same]
         for line in unread[:MOST_LINES]:
             console.print(f"not looked at: {line}", markup=False)
-        console.print(f"{len(clips) - len(unread)} clips looked at for near-duplicates, {len(unread)} cannot be read", markup=False)
+        console.print(f"{counted(len(clips) - len(unread), 'clip')} looked at for near-duplicates, {len(unread)} cannot be read", markup=False)
     found = {}
     for content in contents.values():
         crossed = crossing(pairs, content)
@@ -128,7 +132,7 @@ def check_duplicates(clips: list[Clip], contents: dict[Path, dict], options: arg
     if len(found) > MOST_LINES:
         console.print(f"and {len(found) - MOST_LINES} more", markup=False)
     if found and not options.allow_duplicates:
-        raise ValueError(f"{len(found)} pair(s) of duplicates stand on two sides of the split, so that the test would show what was learned by "
+        raise ValueError(f"{counted(len(found), 'pair')} of duplicates across two sides of the split, so that the test would show what was learned by "
                          "heart: take one of each pair away, or give --allow-duplicates; nothing was written")
 
 
@@ -144,7 +148,7 @@ def show(clips: list[Clip], content: dict, out: Path) -> None:
     for warning in untested_normals(tested, content):
         console.print(f"warning: {warning}", markup=False)
     left_out = f", without {', '.join(content['options']['left_out'])}" if "left_out" in content["options"] else ""
-    console.print(f"{len(clips)} clips, protocol {content['protocol']}{left_out}, seed {content['seed']} -> {out}")
+    console.print(f"{counted(len(clips), 'clip')}, protocol {content['protocol']}{left_out}, seed {content['seed']} -> {out}")
 
 
 if __name__ == "__main__":

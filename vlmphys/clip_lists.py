@@ -80,7 +80,7 @@ def _has_name(path: Path) -> bool:
 
 
 def _backslash_hint(absent: list[Path]) -> str:
-    return "; here the folders of a path have forward slashes (cam1/0001.mp4) between them" if any("\\" in str(path) for path in absent) else ""
+    return "; write forward slashes between the folders of a path, not backslashes" if any("\\" in str(path) for path in absent) else ""
 
 
 def _listed(videos: Path) -> dict[str, tuple[Clip, str]]:

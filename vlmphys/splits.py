@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,6 +190,23 @@ def untested_normals(clips: list[Clip], content: dict) -> list[str]:
             cure = "; ".join(cures) or f"put normal clips into {folder}/{NORMAL_STATE}"
             found.append(f"{category} has no normal test clip, so that its AUROC will be undefined; {cure}")
     return found
+
+
+def losses(places: dict[str, tuple[str, str]], split: SplitFile, lost: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What clips that cannot be used take from a split: a line for each class that they stand in, and one for each side that is left without it.
+
+    `places`: (category, state) of all clips that were to be packed, by clip id; `lost`: ids of those that were not.
+    """
+    before, after, lost = Counter(), Counter(), set(lost)
+    for clip_id, place in places.items():
+        before[place, split.clips[clip_id]] += 1
+        after[place, split.clips[clip_id]] += clip_id not in lost
+    lines, empty = [], []
+    for place in sorted({places[clip_id] for clip_id in lost}):
+        sides = [side for side in Split if after[place, side] < before[place, side]]
+        lines.append(f"{'/'.join(place)}: " + ", ".join(f"{side.value} {before[place, side]} -> {after[place, side]}" for side in sides))
+        empty += [f"no clip of {'/'.join(place)} is left on the {side.value} side" for side in sides if not after[place, side]]
+    return lines, empty
 
 
 def count_sides(clips: list[Clip], content: dict) -> dict[str, Counter]:

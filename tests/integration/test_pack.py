@@ -68,6 +68,7 @@ def packed(videos, repository, tiny_model_folder, tmp_path_factory) -> Path:
     said = command(repository, "pack", "--videos", videos, "--split", folder / "split.json", "--model", tiny_model_folder,
                    "--out", folder / "packed", "--workers", 2)
     assert "frames: packed, 21 rows" in said and "2 clip(s) in quarantine" in said and "dialogues: packed, 63 rows" in said
+    assert "  fan/anomaly_free: train " in said and "  fan/stuck: " in said
     return folder / "packed"
 
 
@@ -218,7 +219,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(videos, repository, tiny_m
     said = command(repository, "pack", *arguments, "--model", tiny_model_folder, status=2)
     assert "'fann' (did you mean 'fan'?)" in said and "--priors DIR" in said
     said = command(repository, "pack", "--videos", videos, "--split", split, "--out", out, "--model", tiny_model_folder, status=2)
-    assert "the split names 6 clip(s) that are not in the videos folder, first 'fann/" in said
+    assert "the split names 6 clips not in the videos folder, first 'fann/" in said
 
     broken = tmp_path / "broken"
     for name in ("fan/train/1.mp4", "fan/test/stuck/1.mp4", "fan/test/stuck/2.mp4"):

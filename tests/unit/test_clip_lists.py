@@ -134,7 +134,8 @@ def test_what_is_no_list_is_refused(tmp_path):
         find_clips(tmp_path / "clips.csv")
     for name, text, words in (("a.jsonl", "{", "line 1: no JSON"), ("b.jsonl", "3\n", "a JSON object is expected"), ("c.csv", "", "names nothing"),
                               ("d.csv", "paths,category\n", "is 'paths' the path"), ("e.jsonl", "\n", "lists no clip"),
-                              ("f.csv", "path|category|state\n", "with commas .* between them; it names path.category"), ("n.csv", "path;category;state\n", "lists no clip"), ("g.csv", "path,state,path\n", "'?path'? twice"),
+                              ("f.csv", "path|category|state\n", "with commas .* between them; it names path.category"),
+                              ("n.csv", "path;category;state\n", "lists no clip"), ("g.csv", "path,state,path\n", "'?path'? twice"),
                               ("h.csv", "path,state\na,b.mp4,stuck\n", "line 2: has more values than the 2 columns"),
                               ("i.csv", f"path,state\n{'x' * 200_000},stuck\n", "after line 1: no CSV"),
                               ("j.jsonl", "[" * 100_000, "line 1: no JSON"), ("k.json", "[" * 100_000, "not valid JSON"),

@@ -142,7 +142,7 @@ def test_split_lists_and_refuses_what_crosses_the_border(videos, repository, tmp
     out.unlink()
     status, said = split("--near-duplicates")
     assert status == 2 and not out.exists() and "usb/test/anomaly_free/copy (test) and usb/train/0002 (train): near-duplicates" in said
-    assert "1 pair(s) of duplicates stand on two sides" in said and "21 clips looked at" not in said and (tmp_path / "split.hashes.json").exists()
+    assert "1 pair of duplicates across two sides" in said and "21 clips looked at" not in said and (tmp_path / "split.hashes.json").exists()
     status, said = split("--near-duplicates", "--allow-duplicates")
     assert status == 0 and json.loads(out.read_text())["options"]["duplicates_allowed"] == 1
     (root / "usb/test/anomaly_free/copy.mp4").unlink()

@@ -11,7 +11,7 @@ import pytest
 
 from vlmphys.layout import Clip
 from vlmphys.records import Split, label_of
-from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, make_split, of_categories, untested_normals, write_split
+from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, losses, make_split, of_categories, untested_normals, write_split
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +30,21 @@ def clips_of(places=PLACES, per_state: int = 20) -> list[Clip]:
 
 def sides(content: dict, folder: str) -> Counter:
     return Counter(side for clip_id, side in content["clips"].items() if clip_id.startswith(folder))
+
+
+def test_what_the_quarantine_takes_is_said_by_class_and_side(tmp_path):
+    clips = clips_of({"fan": (("stuck", "uneven"), 10)}, per_state=6)
+    write_split(tmp_path / "split.json", make_split(clips, "weak", per_anomaly=4, val_share=0.25))
+    split = load_split(tmp_path / "split.json")
+    places = {clip.clip_id: (clip.category, clip.state) for clip in clips}
+    stuck = {side: [clip_id for clip_id in split.clip_ids(side) if "/stuck/" in clip_id] for side in Split}
+    train, val, test = (len(stuck[side]) for side in Split)
+    assert train and val and test == 2
+    lines, empty = losses(places, split, stuck[Split.VAL] + stuck[Split.TEST][:1])
+    assert lines == [f"fan/stuck: val {val} -> 0, test 2 -> 1"] and empty == ["no clip of fan/stuck is left on the val side"]
+    assert losses(places, split, []) == ([], [])
+    lines, empty = losses(places, split, [*stuck[Split.TRAIN], "fan/train/0000"])
+    assert len(lines) == 2 and lines[1] == f"fan/stuck: train {train} -> 0" and empty == ["no clip of fan/stuck is left on the train side"]
 
 
 def test_some_categories_alone():
