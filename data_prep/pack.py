@@ -13,6 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlmphys.signals import exit_status, stop_quietly
+
+STOPPED = "stopped; the same command goes on from here"
+if __name__ == "__main__":
+    stop_quietly(STOPPED)   # before the imports below, which take a second
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -31,7 +37,6 @@ from vlmphys.priors import load_priors
 from vlmphys.records import Variant, counted
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
-from vlmphys.signals import exit_status
 from vlmphys.splits import SplitFile, check_split_target, load_split, losses
 from vlmphys.video import READERS
 
@@ -79,7 +84,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = parser_of().parse_args()
-    return exit_status(lambda: 3 if run(options) and options.strict else 0, "stopped; the same command goes on from here")
+    return exit_status(lambda: 3 if run(options) and options.strict else 0, STOPPED)
 
 
 def run(options: argparse.Namespace) -> int:

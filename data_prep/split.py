@@ -7,6 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+from vlmphys.signals import exit_status, stop_quietly
+
+STOPPED = "stopped, nothing was written; the hashes of clips that were looked at are kept"
+if __name__ == "__main__":
+    stop_quietly(STOPPED)   # before the imports below, which take a second
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,7 +22,6 @@ from vlmphys.held_out import FOLDS, KFOLD, LEAVE_ANOMALY_OUT, LEAVE_CATEGORY_OUT
 from vlmphys.help_text import DefaultsFormatter
 from vlmphys.layout import Clip, passed_over
 from vlmphys.records import counted
-from vlmphys.signals import exit_status
 from vlmphys.splits import (PROTOCOLS, PUBLISHED_RATIO, check_split_target, count_sides, make_split, of_categories, untested_normals,
                             write_split)
 
@@ -51,7 +56,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """0: written; 2: something is wrong, as one message says; 130: stopped from the keyboard."""
     options = parse()
-    return exit_status(lambda: run(options), "stopped, nothing was written; the hashes of clips that were looked at are kept")
+    return exit_status(lambda: run(options), STOPPED)
 
 
 def run(options: argparse.Namespace) -> None:
