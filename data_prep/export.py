@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlmphys.bridges import FORMATS, SHAREGPT
 from vlmphys.clip_lists import find_clips
-from vlmphys.dialogue_export import INFO, make_samples, write_samples
+from vlmphys.dialogue_export import INFO, check_form, make_samples, write_samples
 from vlmphys.dialogue_packing import DialogueSettings
 from vlmphys.help_text import DefaultsFormatter
 from vlmphys.packing import check_clips
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     out = Path(os.path.expanduser(options.out))
     relative_to = out.absolute() if options.relative else None
     made = [make_samples(clips, split, priors, variant, settings.seed, settings.system, relative_to) for variant in settings.variants]
+    check_form(out, settings.variants, options.format)
     counts: dict[str, int] = {}
     for samples in made:
         counts.update(write_samples(out, samples, options.format))

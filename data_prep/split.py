@@ -22,8 +22,8 @@ from vlmphys.held_out import FOLDS, KFOLD, LEAVE_ANOMALY_OUT, LEAVE_CATEGORY_OUT
 from vlmphys.help_text import DefaultsFormatter
 from vlmphys.layout import Clip, passed_over
 from vlmphys.records import counted
-from vlmphys.splits import (PROTOCOLS, PUBLISHED_RATIO, check_split_target, count_sides, make_split, of_categories, untested_normals,
-                            write_split)
+from vlmphys.splits import (PROTOCOLS, PUBLISHED_RATIO, check_same_settings, check_split_target, count_sides, make_split, of_categories,
+                            replaced, untested_normals, write_split)
 
 MOST_LINES = 20
 
@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
                         "a little, brightened), too: decodes each clip once, and keeps its hash beside --out; files of the same bytes are "
                         "always looked for")
     parser.add_argument("--allow-duplicates", action="store_true", help="write the split although duplicates stand on two of its sides")
+    parser.add_argument("--overwrite", action="store_true", help="write over a split of another protocol, seed or other options")
     parser.add_argument("--workers", type=int, help="--near-duplicates: decoding processes, 0: decode in this process (default: one a core)")
     return parser.parse_args()
 
@@ -67,10 +68,14 @@ def run(options: argparse.Namespace) -> None:
     if said := passed_over(options.videos):
         console.print(f"note: {said}", markup=False)
     contents = make_contents(clips, options)
-    for path in contents:
+    for path, content in contents.items():
         check_split_target(path)
+        if not options.overwrite:
+            check_same_settings(path, content)
     check_duplicates(clips, contents, options)
     for path, content in contents.items():
+        if said := replaced(path, content):
+            console.print(f"note: {path}: {said}", markup=False)
         write_split(path, content)
     for path, content in contents.items():
         show(clips, content, path)
@@ -104,7 +109,8 @@ def out_of(options: argparse.Namespace) -> Path:
 
 
 def check_duplicates(clips: list[Clip], contents: dict[Path, dict], options: argparse.Namespace) -> None:
-    """List duplicates that stand on two sides of a split; ValueError unless they are allowed, and then the split says how many there are."""
+    """List duplicates that stand on two sides of a split, and, on whatever side, the same bytes under two labels; ValueError unless they are allowed,
+    and then the split says how many stand on two sides."""
     # OpenCV and PyAV take longer to import than a split takes to make.
     from vlmphys.near_duplicates import HashCache, crossing, identical_pairs, near_pairs
 
@@ -112,6 +118,9 @@ def check_duplicates(clips: list[Clip], contents: dict[Path, dict], options: arg
     out = out_of(options)
     cache = HashCache(out.with_name(f"{out.stem}.hashes.json"))
     pairs = identical_pairs(clips, cache)
+    labelled = {clip.clip_id: f"{clip.category}/{clip.state}" for clip in clips}
+    contradicting = [f"{pair.first} ({labelled[pair.first]}) and {pair.second} ({labelled[pair.second]}): the same file under two labels"
+                     for pair in pairs if labelled[pair.first] != labelled[pair.second]]
     if options.near_duplicates:
         if not out.parent.is_dir():
             raise ValueError(f"--out {out}: its folder does not exist, and the clips' hashes are kept there; make it first")
@@ -132,13 +141,22 @@ def check_duplicates(clips: list[Clip], contents: dict[Path, dict], options: arg
         found.update({pair: pair.said(content) for pair in crossed if pair not in found})
         if crossed and options.allow_duplicates:
             content["options"]["duplicates_allowed"] = len(crossed)
-    for line in list(found.values())[:MOST_LINES]:
-        console.print(f"duplicate: {line}", markup=False)
-    if len(found) > MOST_LINES:
-        console.print(f"and {len(found) - MOST_LINES} more", markup=False)
+    print_duplicates(list(found.values()))
+    print_duplicates(contradicting)
+    if contradicting and not options.allow_duplicates:
+        raise ValueError(f"{counted(len(contradicting), 'pair')} of clips with the same bytes under two labels, one of which must be wrong: take "
+                         "one of each pair away, or give --allow-duplicates; nothing was written")
     if found and not options.allow_duplicates:
-        raise ValueError(f"{counted(len(found), 'pair')} of duplicates across two sides of the split, so that the test would show what was learned by "
-                         "heart: take one of each pair away, or give --allow-duplicates; nothing was written")
+        raise ValueError(f"{counted(len(found), 'pair')} of duplicates across two sides of the split, so that the test would show what was learned "
+                         "by heart: take one of each pair away, or give --allow-duplicates; nothing was written")
+
+
+def print_duplicates(lines: list[str]) -> None:
+    """The first of these pairs, and how many more there are."""
+    for line in lines[:MOST_LINES]:
+        console.print(f"duplicate: {line}", markup=False)
+    if len(lines) > MOST_LINES:
+        console.print(f"and {len(lines) - MOST_LINES} more", markup=False)
 
 
 def show(clips: list[Clip], content: dict, out: Path) -> None:

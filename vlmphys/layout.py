@@ -82,9 +82,9 @@ def place_of(parts: tuple[str, ...]) -> Place | None:
 def scan_videos(root: str | Path) -> list[Clip]:
     """All clips below `root`, sorted by clip id; nothing is opened.
 
-    Files with other suffixes (ground truth, notes; `passed_over` names those that may be missed) and hidden files are passed over, and so are the extracted frames of a category that
-    has videos, too. Raises ValueError for a root that is no folder, a root without clips, a video or a folder of frames outside the
-    layouts, and two files that would share one clip id.
+    Files with other suffixes (ground truth, notes; `passed_over` counts those that may be missed) and hidden files are passed over, and so are
+    the extracted frames of a category that has videos, too. Raises ValueError for a root that is no folder, a root without clips, a
+    video or a folder of frames outside the layouts, and two files that would share one clip id.
     """
     root = Path(os.path.expanduser(root))
     if not root.exists():

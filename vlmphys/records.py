@@ -64,6 +64,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def nearest_state(state: str, known: Iterable[str]) -> str:
+    """`nearest` for a state. One of the other label is named only where the two are all but the same word (`anomaly_fre`): who writes `anomalous`
+    does not mean `anomaly_free`."""
+    known = list(known)
+    slips = difflib.get_close_matches(state, [name for name in known if label_of(name) != label_of(state)], n=1, cutoff=0.85)
+    return nearest(state, slips or [name for name in known if label_of(name) == label_of(state)])
+
+
 def counted(number: int, noun: str, several: str | None = None) -> str:
     """`1 clip`, `2 clips`; `several` where the plural takes more than an s."""
     return f"{number} {noun if number == 1 else several or noun + 's'}"

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from vlmphys.held_out import make_splits
 from vlmphys.layout import Clip
 from vlmphys.records import Split, label_of
-from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, losses, make_split, of_categories, untested_normals, write_split
+from vlmphys.splits import (PUBLISHED_CLIPS_PER_ANOMALY, check_same_settings, load_split, losses, make_split, of_categories, replaced, untested_normals,
+                            write_split)
 
 pytestmark = pytest.mark.unit
 
@@ -117,6 +119,34 @@ def test_a_class_without_test_clips_is_refused_by_name():
     with pytest.raises(ValueError, match=r"fan/stuck has 4 and would give 4; .*own/broken has 4 and would give 4.*--per-anomaly"):
         make_split(clips_of(per_state=4), "weak")
     make_split(clips_of(per_state=5), "weak")
+    one = {"fan": (("stuck",), 5)}
+    for protocol in ("weak", "ratio"):      # no number is low enough
+        with pytest.raises(ValueError, match="fan/stuck has 1 and would give 1.*a single clip cannot both train and be tested") as error:
+            make_split(clips_of(one, per_state=1), protocol, per_anomaly=1 if protocol == "weak" else None)
+        assert "lower" not in str(error.value)
+    with pytest.raises(ValueError, match="lower --ratio, or add clips"):
+        make_split(clips_of(one, per_state=3), "ratio", ratio=0.9)
+    with pytest.raises(ValueError, match="protocol 'leave_anomaly_out' takes its clips.*lower --per-anomaly"):
+        make_splits(clips_of(per_state=4), "leave_anomaly_out")
+
+
+def test_a_split_of_other_settings_is_not_written_over_and_one_of_other_clips_is_told(tmp_path):
+    path, clips = tmp_path / "split.json", clips_of()
+    content = make_split(clips, "weak", per_anomaly=2)
+    check_same_settings(path, content)
+    assert replaced(path, content) == ""
+    write_split(path, content)
+    check_same_settings(path, content)
+    assert replaced(path, content) == ""
+    for other, words in ((make_split(clips, "weak", 7, per_anomaly=2), "seed 0 -> 7"), (make_split(clips, "ratio"), "protocol weak -> ratio"),
+                         (make_split(clips, "weak", per_anomaly=3), "clips of each anomaly in clip 2 -> 3"),
+                         (make_split(clips, "weak", per_anomaly=2, val_share=0.2), "val_share 0.1 -> 0.2")):
+        with pytest.raises(ValueError, match=f"{words}.*give another --out, or --overwrite"):
+            check_same_settings(path, other)
+    more = [clip for clip in clips_of({**PLACES, "gear": (("stuck",), 10)}) if clip.clip_id != "fan/test/anomaly_free/0003"]
+    fresh = make_split(more, "weak", per_anomaly=2)
+    check_same_settings(path, fresh)
+    assert replaced(path, fresh).startswith("replaces an earlier split: 40 clips more, 1 gone, ")
 
 
 @pytest.mark.parametrize("folder", ["good", "normal", "ok", "OK", "anomaly-free", "Anomaly_Free"])
