@@ -123,9 +123,10 @@ def passed_over(root: str | Path) -> str:
     empty where there are none, and for a list."""
     root = Path(os.path.expanduser(root))
     found = []
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, followlinks=True):
         parts = Path(folder).relative_to(root).parts
-        subfolders[:] = [name for name in subfolders if not name.startswith(".") and (len(parts) != 2 or name != FRAMES_FOLDER)]
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_back(Path(folder, name))
+                         and (len(parts) != 2 or name != FRAMES_FOLDER)]
         if len(parts) >= 2 and parts[1] in (TRAIN_FOLDER, TEST_FOLDER):
             found += [Path(name).suffix.lower() for name in names if not name.startswith(".") and name.lower().endswith(NOT_READ)]
     if not found:

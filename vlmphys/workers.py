@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Iterator, Sequence
 
@@ -91,6 +92,7 @@ class _Crew:
         process = self.context.Process(target=_serve, args=(self.function, theirs), daemon=True)
         # A worker takes over which signals are blocked: a Ctrl-C, which reaches it too, must not end its imports with a traceback. One that comes
         # meanwhile reaches this process when it is done.
+        resource_tracker.ensure_running()       # its start, which is part of the first worker's, would unblock it again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()
