@@ -9,8 +9,9 @@ from pathlib import Path
 
 from vlmphys.bridges import FORMATS, SHAREGPT
 from vlmphys.clip_lists import find_clips
-from vlmphys.dialogue_export import INFO, make_samples, write_samples
+from vlmphys.dialogue_export import INFO, check_form, make_samples, write_samples
 from vlmphys.dialogue_packing import DialogueSettings
+from vlmphys.help_text import DefaultsFormatter
 from vlmphys.packing import check_clips
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant
@@ -19,7 +20,7 @@ from vlmphys.splits import load_split
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsFormatter)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout, or a list of clips (csv, jsonl, json)")
     parser.add_argument("--split", required=True, help="file written by split.py: a file is written for each of its sides")
     parser.add_argument("--out", required=True, help="folder to write")
@@ -47,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     out = Path(os.path.expanduser(options.out))
     relative_to = out.absolute() if options.relative else None
     made = [make_samples(clips, split, priors, variant, settings.seed, settings.system, relative_to) for variant in settings.variants]
+    check_form(out, settings.variants, options.format)
     counts: dict[str, int] = {}
     for samples in made:
         counts.update(write_samples(out, samples, options.format))

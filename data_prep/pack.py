@@ -13,33 +13,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlmphys.signals import exit_status, stop_quietly
+
+STOPPED = "stopped; the same command goes on from here"
+if __name__ == "__main__":
+    stop_quietly(STOPPED)   # before the imports below, which take a second
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vlmphys.clip_lists import find_clips
+from vlmphys.clip_lists import check_listed, find_clips
 from vlmphys.dialogue_packing import DialogueMaker, DialogueSettings, pack_dialogues
 from vlmphys.dialogue_views import coloured, spread, statistics
 from vlmphys.features import FEATURES, FeaturesTable
 from vlmphys.files import only_writer, write_atomic
 from vlmphys.frame_rules import FRAME_RULES
+from vlmphys.help_text import DefaultsFormatter
 from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, check_kept, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.priors import load_priors
-from vlmphys.records import Variant
+from vlmphys.records import Variant, counted
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
-from vlmphys.signals import exit_status
-from vlmphys.splits import SplitFile, check_split_target, load_split
+from vlmphys.splits import SplitFile, check_split_target, load_split, losses
 from vlmphys.video import READERS
+
+MOST_CLASSES = 20
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def parser_of() -> argparse.ArgumentParser:
     variants = ",".join(variant.value for variant in Variant)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsFormatter)
     parser.add_argument("--videos", help="folder of categories in the Phys-AD layout, or a list of clips: csv, jsonl, json (not needed "
                         "with --only dialogues)")
     parser.add_argument("--split", help="file written by split.py (with --only dialogues: the one packed before)")
@@ -55,7 +63,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--roi", action="append", default=[], metavar="[CATEGORY=]X,Y,W,H", help="cut this part out of each picture first, in "
                         "pixels or, where no number is above 1, in shares of the picture; once for all categories, or for each one")
     parser.add_argument("--reader", default="auto", choices=READERS, help="auto: PyAV, decord where PyAV refuses a file")
-    parser.add_argument("--workers", type=int, help="decoding processes; None: one a core; 0: decode in this process")
+    parser.add_argument("--workers", type=int, help="decoding processes, 0: decode in this process (default: one a core)")
     parser.add_argument("--time-limit", type=float, default=READER_LIMIT_SECONDS, metavar="SECONDS", help="a reader that takes longer for a clip "
                         "counts as one that hangs; it is ended, and the other one tries (needs --workers of at least 1)")
     parser.add_argument("--strict", action="store_true", help="end with status 3 where a clip is in quarantine")
@@ -78,7 +86,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 def main() -> int:
     options = parser_of().parse_args()
-    return exit_status(lambda: 3 if run(options) and options.strict else 0, "stopped; the same command goes on from here")
+    return exit_status(lambda: 3 if run(options) and options.strict else 0, STOPPED)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -129,12 +137,15 @@ def run(options: argparse.Namespace) -> int:
     if with_frames and not options.restart:
         check_kept(clips, out, frame_settings)
     if options.check:
-        console.print(f"{len(states)} clips: split, priors and dialogues fit; nothing was written (--check)")
+        if with_frames:
+            check_listed(options.videos, clips)
+        console.print(f"{counted(len(states), 'clip')}: split, priors and dialogues fit; nothing was written (--check)")
         return 0
     with only_writer(out):
         if with_frames:
             report = decode(clips, out, frame_settings, workers, options)
             show(FRAMES, report, out)
+            show_losses(*losses(states, split, (bad["clip_id"] for bad in report.quarantine)))
         if options.only != FRAMES:
             packed = FramesTable.open(out / FRAMES)
             packed.check(facts.image_size)
@@ -249,13 +260,24 @@ def show_dialogues(table: DialogueTable, split: SplitFile, options: argparse.Nam
 def show(table: str, report: PackReport, out: Path) -> None:
     """Print what one table holds now, and what was left out of it."""
     state = "already packed" if report.skipped else "packed"
-    console.print(f"{table}: {state}, {report.rows} rows in {report.shards} shard(s), {report.nbytes / 2**20:.1f} MiB in {out / table}")
+    console.print(f"{table}: {state}, {counted(report.rows, 'row')} in {counted(report.shards, 'shard')}, "
+                  f"{report.nbytes / 2**20:.1f} MiB in {out / table}")
     if report.taken_over:
         console.print(f"  {report.taken_over} taken over, {report.decoded} decoded")
     for bad in report.quarantine[:5]:
         console.print(f"  quarantined {printable(bad['clip_id'])}: {bad['reason']}", markup=False)
     if report.quarantine:
         console.print(f"  {len(report.quarantine)} clip(s) in quarantine, all in {out / table / QUARANTINE}: nothing stands in their place")
+
+
+def show_losses(lines: list[str], empty: list[str]) -> None:
+    """Print which classes lost clips to the quarantine, and warn of those that a side of the split has no more."""
+    for line in lines[:MOST_CLASSES]:
+        console.print(f"  {printable(line)}", markup=False)
+    if len(lines) > MOST_CLASSES:
+        console.print(f"  and {counted(len(lines) - MOST_CLASSES, 'class', 'classes')} more")
+    for line in empty:
+        print(f"warning: {printable(line)}: mend these files, or split what can be read", file=sys.stderr)
 
 
 def printable(name: str) -> str:

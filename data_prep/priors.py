@@ -13,6 +13,7 @@ from pathlib import Path
 from vlmphys.files import check_target, json_bytes, read_json, write_atomic, writing
 from vlmphys.paeval import check_library, to_library, write_priors
 from vlmphys.priors import KINDS, TEXTS_PER_STATE, few_texts, known_categories, load_priors
+from vlmphys.records import counted
 from vlmphys.signals import exit_status
 
 
@@ -48,7 +49,8 @@ def export(options: argparse.Namespace) -> int:
             print(f"hint: {line}")
     held = sum(len(texts) for labels in library.values() for states in labels.values() for texts in states.values())
     total = sum(len(getattr(texts, kind)) for prior in priors.values() for texts in prior.states.values() for kind in KINDS)
-    print(f"{options.out}: {len(library)} categories, {held} texts" + (f", {total - held} left out (--texts 0 takes all)" if held < total else ""))
+    print(f"{options.out}: {counted(len(library), 'category', 'categories')}, {counted(held, 'text')}"
+          + (f", {total - held} left out (--texts 0 takes all)" if held < total else ""))
     return 0
 
 
@@ -58,7 +60,8 @@ def load(options: argparse.Namespace) -> int:
     known = load_priors(set(known_categories(options.priors)) & set(library), options.priors)
     with writing("--out", options.out):
         done = write_priors(library, known, options.out)
-    print(f"{options.out}: {len(done.written)} files written" + (f"; {done.mended} texts were made sentences" if done.mended else ""))
+    mended = f"; {counted(done.mended, 'text was made a sentence', 'texts were made sentences')}" if done.mended else ""
+    print(f"{options.out}: {counted(len(done.written), 'file')} written{mended}")
     for path in done.to_complete:
         print(f"to complete: {path} needs its three sentences, component, dynamic and motion (as comments at its top): "
               "no prior of that name is known")

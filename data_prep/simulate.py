@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from vlmphys.help_text import DefaultsFormatter
 from vlmphys.preview import write_preview
 from vlmphys.signals import exit_status
 from vlmphys.simulation import SimulationConfig, simulate_bench
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=DefaultsFormatter)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, help="folder to write; may hold an earlier, unfinished run of the same settings")
     where.add_argument("--preview", type=Path, metavar="DIR", help="write pictures instead of a bench: a contact sheet and an animation a "

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vlmphys.prior_lint import PACKAGE, PriorsReport, lint_priors
+from vlmphys.records import counted
 from vlmphys.signals import exit_status
 from vlmphys.verifying import Check, verify
 
@@ -51,7 +52,7 @@ def show_checks(checks: list[Check], console: Console) -> int:
 
 def show_priors(report: PriorsReport, console: Console) -> int:
     """Problems and hints of priors, and what was read; returns the exit status."""
-    counts = f"{report.files} files, {report.states} states, {report.texts} texts"
+    counts = f"{counted(report.files, 'file')}, {counted(report.states, 'state')}, {counted(report.texts, 'text')}"
     return conclude(report.problems, report.hints, f"clean: {counts}", console, f" in {counts}")
 
 

@@ -75,7 +75,7 @@ except ValueError as error:
         return
     fi
     # Videos, or the folders of extracted frames.
-    find -L "$1" -mindepth 3 -regextype posix-extended \( -type f -iregex '.*\.(mp4|avi|mov|mkv|webm)' \
+    find -L "$1" -mindepth 3 -regextype posix-extended \( -type f -iregex '.*\.(mp4|avi|mov|mkv|webm|m4v|wmv|ts|mts|m2ts|mpg|mpeg|flv|3gp)' \
         -o -type d -regex '.*/(train|test)/frames/[^/]+' \) -printf '%P\n' |
         sed '/^\./d' | cut -d/ -f1 | sort -u
 }

@@ -6,7 +6,8 @@ judges; drafts of texts: `prior_outline`, `draft_checks`, `drafting`; `dialogue_
 shards: `frame_rules`, `video`, `regions`, `pixels`, `shards` (`shard_files`), `packing` (`workers`, `unfinished`, `takeover`), `dialogue_packing`,
 `dialogue_views`, `verifying`; what the video tower makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to bottom: `config`,
 `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` ->
-`train.train_step` -> `engine`); beside it `validation`, `signals`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`, `runs`
+`train.train_step` -> `engine`); beside it `validation`, `signals`, `help_text`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`,
+`runs`
 (`finished`), and what lies below `engine`: `deepspeed_parts`, `compiling`, `heap`, `out_of_memory`. After it: `inference`, `asking`, `predict`,
 `prediction_files`, `predictions` (`rows`, `answer_files`), `calibration` (`calibrate`), `metrics` (`paired`), `scoring`, `comparison`,
 `published`, `report` (`report_panels`, `report_clips`, `tables`, `text_tables`, `charts`), `paper`, `export` (`card`). What the

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from vlmphys.bridges import listed_videos
 from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, TRAIN_FOLDER, Clip, Place, place_of, scan_videos
-from vlmphys.records import NORMAL_STATES, Split, label_of, nearest
+from vlmphys.records import NORMAL_STATES, Split, counted, label_of, nearest
 from vlmphys.splits import NORMAL_WORDS
 
 TABLES, JSON_SUFFIXES = (".csv", ".jsonl"), (".json",)
@@ -27,6 +27,9 @@ UNNAMED_STATE = "anomalous"
 # How alike two names must be for the one to be a slip for the other: `spilt` and `split` are, `status` and `state` are not.
 MISSPELT = 0.8
 SHOWN = 80      # characters of a value in a message
+SHOWN_LINES = 5
+# What programs put between the columns of a CSV: semicolons where a comma is the decimal point.
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 LABELS = {"0": 0, "1": 1, "normal": 0, "anomalous": 1}
 
 
@@ -41,25 +44,62 @@ def find_clips(videos: str | Path) -> list[Clip]:
     videos = Path(os.path.expanduser(videos))
     if videos.is_dir() or not videos.exists():
         return scan_videos(videos)
+    clips = {clip_id: clip for clip_id, (clip, _) in _listed(videos).items()}
+    if not any(os.path.exists(clip.path) for clip in clips.values()):
+        first = next(iter(clips.values()))
+        raise ValueError(f"{videos}: none of the {len(clips)} listed files is there, first {first.path}; relative paths are taken from the "
+                         f"list's folder: put the list where they start, or write whole paths{_backslash_hint([first.path])}")
+    return [clips[clip_id] for clip_id in sorted(clips)]
+
+
+def check_listed(videos: str | Path, clips: list[Clip]) -> None:
+    """Raise ValueError, naming lines, where a list names files for these clips that are not there: a mistake of the list, of which packing could
+    only say, clip by clip, that a file cannot be opened. What a folder holds, links that lead nowhere, too, is left to packing."""
+    videos = Path(os.path.expanduser(videos))
+    if videos.is_dir():
+        return
+    wanted = {clip.clip_id for clip in clips}
+    absent = [(clip.path, place) for clip_id, (clip, place) in _listed(videos).items() if clip_id in wanted and not _has_name(clip.path)]
+    if absent:
+        lines = [f"{place.removeprefix(f'{videos}, ')}: {path if str(path).isprintable() else ascii(str(path))}" for path, place in absent]
+        more = f"; and {len(absent) - SHOWN_LINES} more" if len(absent) > SHOWN_LINES else ""
+        raise ValueError(f"{videos}: {len(absent)} of {counted(len(wanted), 'listed file')} {'is' if len(absent) == 1 else 'are'} not there: "
+                         f"{'; '.join(lines[:SHOWN_LINES])}{more}; mend these lines or take them away"
+                         f"{_backslash_hint([path for path, _ in absent])}")
+
+
+def _has_name(path: Path) -> bool:
+    """Whether a folder has an entry of this name, a link that leads nowhere and a file that may not be read included."""
+    try:
+        os.lstat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _backslash_hint(absent: list[Path]) -> str:
+    return "; write forward slashes between the folders of a path, not backslashes" if any("\\" in str(path) for path in absent) else ""
+
+
+def _listed(videos: Path) -> dict[str, tuple[Clip, str]]:
+    """(clip, its file and line) by clip id, as a list names them."""
     suffix = videos.suffix.lower()
     if suffix not in TABLES + JSON_SUFFIXES:
         raise ValueError(f"--videos {videos}: is neither a folder nor a list of clips; a list is named {', '.join((*TABLES, *JSON_SUFFIXES))}")
     rows = listed_videos(videos) if suffix in JSON_SUFFIXES else _table_rows(videos)
-    clips: dict[str, Clip] = {}
+    clips: dict[str, tuple[Clip, str]] = {}
     for place, row in rows:
         clip = _clip_of(row, videos.parent, place)
-        known = clips.setdefault(clip.clip_id, clip)
+        known, _ = clips.setdefault(clip.clip_id, (clip, place))
         # A dialogue file names a video once for each dialogue about it.
         if known != clip or (known is not clip and suffix in TABLES):
             raise ValueError(f"{place}: {row['path'][:SHOWN]!r} would be clip {clip.clip_id!r}, as {known.path} is: list each clip once, or give "
                              "each a 'clip_id' of its own")
     if not clips:
         raise ValueError(f"{videos}: lists no clip")
-    if not any(os.path.exists(clip.path) for clip in clips.values()):
-        first = next(iter(clips.values()))
-        raise ValueError(f"{videos}: none of the {len(clips)} listed files is there, first {first.path}; relative paths are taken from the "
-                         "list's folder: put the list where they start, or write whole paths")
-    return [clips[clip_id] for clip_id in sorted(clips)]
+    return clips
 
 
 def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -74,13 +114,16 @@ def _table_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    header = text.partition("\n")[0]
+    between = next((mark for mark in DELIMITERS if "path" in [name.strip(' "\r') for name in header.split(mark)]), ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=between)
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
         if "path" not in names:
             near = next((name for name in names if nearest(name, ["path"])), None)
             raise ValueError(f"{path}: its first line must name the columns path, category, state or label, and perhaps split and clip_id, with "
-                             f"commas between them; it names {', '.join(names) or 'nothing'}" + (f" (is {near!r} the path?)" if near else ""))
+                             f"commas (or semicolons, or tabs) between them; it names {', '.join(names) or 'nothing'}"
+                             + (f" (is {near!r} the path?)" if near else ""))
         twice = [name for name in COLUMNS if names.count(name) > 1]
         if twice:
             raise ValueError(f"{path}: its first line names the column {twice[0]} twice: take one of them away")
@@ -89,8 +132,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict]]:
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             if any(row.pop(None, [])):
-                raise ValueError(f"{place}: has more values than the {len(names)} columns of its first line: put a value that holds a comma into "
-                                 "double quotes")
+                raise ValueError(f"{place}: has more values than the {len(names)} columns of its first line: put a value that holds a "
+                                 f"{DELIMITERS[between]} into double quotes")
             yield place, {key: value for key, value in row.items() if value is not None}
     except csv.Error as error:
         raise ValueError(f"{path}, after line {reader.line_num}: no CSV ({error})") from error

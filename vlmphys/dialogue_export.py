@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from vlmphys.bridges import FORMATS, SHAREGPT, Sample, description, to_sharegpt, to_video_llava
+from vlmphys.bridges import FORMATS, SHAREGPT, VIDEO_LLAVA, Sample, description, to_sharegpt, to_video_llava
 from vlmphys.files import json_bytes, read_json, write_atomic, writing
 from vlmphys.layout import Clip
 from vlmphys.priors import Prior
@@ -32,6 +34,23 @@ def make_samples(clips: list[Clip], split: SplitFile, priors: dict[str, Prior], 
         path = os.path.relpath(clip.path, relative_to) if relative_to else str(clip.path.absolute())
         samples.append(Sample(path, tuple(turns), SYSTEM if system else "", clip.clip_id, clip.category, clip.state, side.value, variant))
     return samples
+
+
+def check_form(out: Path, variants: Iterable[str], form: str) -> None:
+    """Raise ValueError, naming the file, where a folder holds dialogues of one of the variants in the other form, or something else of that name:
+    before anything is written."""
+    for path in (out / f"{variant}_{side.value}.json" for variant in variants for side in Split):
+        if not path.exists():
+            continue
+        try:
+            rows = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            rows = None
+        first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
+        found = SHAREGPT if "messages" in first else VIDEO_LLAVA if "conversations" in first else None
+        if found != form:
+            raise ValueError(f"--out {out}: {path.name} there holds {f'dialogues in the form {found}' if found else 'no dialogues of ours'}, which "
+                             f"--format {form} would write over: give another --out, or move it away; nothing was written")
 
 
 def write_samples(out: Path, samples: list[Sample], form: str) -> dict[str, int]:

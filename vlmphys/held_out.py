@@ -102,7 +102,7 @@ def _without_anomalies(clips: list[Clip], leave_out: str | None, per_anomaly: in
     train = [clip for clip in sorted(clips, key=by_id) if clip.in_train_folder]
     for name, left in groups.items():
         kept = {place: found for place, found in folders.items() if "/".join(place) not in left}
-        counts = supervised_counts(kept, "weak", per_anomaly, ratio=0.0)
+        counts = supervised_counts(kept, "weak", per_anomaly, ratio=0.0, named=LEAVE_ANOMALY_OUT)
         options = {"left_out": left, "clips_per_anomaly": {category: count for (category, _), count in sorted(counts.items())}}
         content[name] = split_content(LEAVE_ANOMALY_OUT, seed, clips, train + supervised_clips(kept, counts, seed), val_share, options)
     return content

@@ -15,8 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmphys.records import VIDEO_SUFFIXES, Split, label_of
+from vlmphys.records import VIDEO_SUFFIXES, Split, counted, label_of
+from vlmphys.sources import PICTURE_SUFFIXES
 
+# What may be a clip that somebody misses: no recording of these kinds is read, and pictures only in the layout of extracted frames.
+NOT_READ = (".asf", ".vob", ".f4v", ".divx", ".mxf", ".dv", ".rm", ".rmvb", ".mjpeg", ".mjpg", ".h264", ".264", ".h265", ".265", ".hevc", ".y4m",
+            ".yuv", ".ogv", ".gif", ".apng", *PICTURE_SUFFIXES, ".tif", ".tiff")
 LAYOUT = "<root>/<category>/train/*.mp4 and <root>/<category>/test/<anomaly_free or an anomaly>/*.mp4"
 TRAIN_FOLDER, TEST_FOLDER, FRAMES_FOLDER, NORMAL_STATE = "train", "test", "frames", "anomaly_free"
 
@@ -78,9 +82,9 @@ def place_of(parts: tuple[str, ...]) -> Place | None:
 def scan_videos(root: str | Path) -> list[Clip]:
     """All clips below `root`, sorted by clip id; nothing is opened.
 
-    Files with other suffixes (ground truth, notes) and hidden files are passed over, and so are the extracted frames of a category that
-    has videos, too. Raises ValueError for a root that is no folder, a root without clips, a video or a folder of frames outside the
-    layouts, and two files that would share one clip id.
+    Files with other suffixes (ground truth, notes; `passed_over` counts those that may be missed) and hidden files are passed over, and so are
+    the extracted frames of a category that has videos, too. Raises ValueError for a root that is no folder, a root without clips, a
+    video or a folder of frames outside the layouts, and two files that would share one clip id.
     """
     root = Path(os.path.expanduser(root))
     if not root.exists():
@@ -107,11 +111,28 @@ def scan_videos(root: str | Path) -> list[Clip]:
             raise ValueError(f"{clips[clip_id].path} and {path} would both be clip {clip_id!r}: rename one of them")
         clips[clip_id] = Clip(clip_id, path, place.category, place.state, label_of(place.state))
     if outside:
-        raise ValueError(f"videos folder {root}: {len(outside)} video file(s) stand outside the layout, first {min(outside)!r}; "
+        raise ValueError(f"videos folder {root}: {counted(len(outside), 'video file')} outside the layout, first {min(outside)!r}; "
                          f"expected {LAYOUT}: move them, or point to the folder that holds the categories")
     if not clips:
         raise ValueError(f"videos folder {root}: holds no clip ({', '.join(VIDEO_SUFFIXES)}); expected layout: {LAYOUT}")
     return [clips[clip_id] for clip_id in sorted(clips)]
+
+
+def passed_over(root: str | Path) -> str:
+    """`2 files passed over (.gif, .png): ...` for files among a folder's clips that look like recordings or pictures and are none that is read;
+    empty where there are none, and for a list."""
+    root = Path(os.path.expanduser(root))
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        parts = Path(folder).relative_to(root).parts
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not _leads_back(Path(folder, name))
+                         and (len(parts) != 2 or name != FRAMES_FOLDER)]
+        if len(parts) >= 2 and parts[1] in (TRAIN_FOLDER, TEST_FOLDER):
+            found += [Path(name).suffix.lower() for name in names if not name.startswith(".") and name.lower().endswith(NOT_READ)]
+    if not found:
+        return ""
+    return (f"{counted(len(found), 'file')} passed over ({', '.join(sorted(set(found)))}): a clip is a file that ends in one of "
+            f"{', '.join(VIDEO_SUFFIXES)}, or a folder of frames")
 
 
 def video_paths(root: Path) -> list[Path]:

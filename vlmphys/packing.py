@@ -24,7 +24,7 @@ from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json,
 from vlmphys.frame_rules import FRAME_RULES, SET_RULES, VideoError, frame_indices
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
-from vlmphys.records import sha256_text
+from vlmphys.records import counted, sha256_text
 from vlmphys.regions import Regions, box_of, cut, region_of
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, schema_metadata
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
@@ -181,7 +181,7 @@ def check_clips(clips: list[Clip], split: SplitFile) -> list[Clip]:
     found = {clip.clip_id: clip for clip in clips}
     absent = sorted(set(split.clips) - set(found))
     if absent:
-        raise ValueError(f"the split names {len(absent)} clip(s) that are not in the videos folder, first {absent[0]!r}: "
+        raise ValueError(f"the split names {counted(len(absent), 'clip')} not in the videos folder, first {absent[0]!r}: "
                          "give the folder that was split, or split again with data_prep/split.py")
     return [found[clip_id] for clip_id in sorted(split.clips)]
 

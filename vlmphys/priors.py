@@ -14,7 +14,7 @@ from typing import Iterable
 
 import yaml
 
-from vlmphys.records import NORMAL_STATES, nearest, sha256_text
+from vlmphys.records import NORMAL_STATES, nearest, nearest_state, sha256_text
 
 PRIORS_FOLDER = Path(__file__).parent / "priors"
 PARTS = ("component", "dynamic", "motion")
@@ -58,7 +58,7 @@ class Prior:
             cure = f"copy {self.source} into a folder of yours, add it there and give that with --priors" if shipped else \
                 f"add it to {self.source}"
             where = f" ({cure})" if self.source else ""
-            raise ValueError(f"category {self.category!r} has no texts for the state {state!r}{nearest(state, self.states)}; "
+            raise ValueError(f"category {self.category!r} has no texts for the state {state!r}{nearest_state(state, self.states)}; "
                              f"it has: {', '.join(self.states)}{where}")
         return self.states[key]
 

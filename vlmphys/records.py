@@ -36,7 +36,7 @@ class Verdict(str, Enum):
 AUTO = "auto"      # in place of a category: the likeliest one
 MAX_TURNS = 4      # the longest dialogue (multi-turn paper, equation 2)
 NORMAL_STATES = ("anomaly_free", "train")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".wmv", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".flv", ".3gp")
 
 
 def label_of(state: str) -> int:
@@ -64,9 +64,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 clip`, `2 clips`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def nearest_state(state: str, known: Iterable[str]) -> str:
+    """`nearest` for a state. One of the other label is named only where the two are all but the same word (`anomaly_fre`): who writes `anomalous`
+    does not mean `anomaly_free`."""
+    known = list(known)
+    slips = difflib.get_close_matches(state, [name for name in known if label_of(name) != label_of(state)], n=1, cutoff=0.85)
+    return nearest(state, slips or [name for name in known if label_of(name) == label_of(state)])
+
+
+def counted(number: int, noun: str, several: str | None = None) -> str:
+    """`1 clip`, `2 clips`; `several` where the plural takes more than an s."""
+    return f"{number} {noun if number == 1 else several or noun + 's'}"
 
 
 def sha256_text(text: str) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # One Ctrl-C reaches a process twice: from the terminal, and again from the launcher that passes it on. What comes this
@@ -54,17 +57,54 @@ class Stopped(Exception):
         self.number = number or signal.SIGTERM
 
 
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM that nothing else waits for: it takes the way of a Ctrl-C, past all that tidies up."""
+
+
+def stop_quietly(interrupted: str = "stopped") -> None:
+    """From here on a first SIGTERM or SIGINT ends the process with one line and no traceback: for the seconds in which a command imports, before
+    `exit_status` takes over. One that is ignored, as behind a shell's `&`, stays so."""
+    def end(number: int, _frame: object) -> None:
+        print(interrupted, file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+@contextmanager
+def _raising() -> Iterator[None]:
+    """While inside, the first SIGTERM raises Terminated and SIGINT KeyboardInterrupt; nothing changes for signals that are ignored, and outside the
+    main thread, which alone may set handlers."""
+    def terminate(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)   # whoever asks twice must not cut short what tidies up
+        raise Terminated
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, signal.default_int_handler)):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def exit_status(command: Callable[[], int | None], interrupted: str = "stopped") -> int:
     """Run the work of a command's `main`, and return its exit status: what the work returns (0 for None); 2 for a ValueError, whose sentence goes to
-    stderr; 128 and the signal's number for Stopped, and for a Ctrl-C that nothing else waits for, of which stderr says `interrupted`."""
+    stderr; 128 and the signal's number for Stopped, and for a Ctrl-C or SIGTERM that nothing else waits for, of which stderr says `interrupted`."""
     try:
-        return command() or 0
+        with _raising():
+            return command() or 0
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.number
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print(interrupted, file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)

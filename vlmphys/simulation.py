@@ -17,7 +17,7 @@ from vlmphys.files import clear_disk_errors, json_bytes, read_json, write_atomic
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
-from vlmphys.records import stable_int
+from vlmphys.records import counted, stable_int
 
 SETTINGS_FILE = "simulation.json"
 SIZES = (32, 1080)
@@ -98,7 +98,7 @@ def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = N
             frames += written
             elapsed = bar.tasks[0].elapsed or 1e-9
             bar.update(task, advance=1, rate=f"{bar.tasks[0].completed / elapsed:.0f} clips/s, {frames / elapsed:.0f} frames/s")
-    print(f"{root}: {len(jobs)} clips written, {total} in all")
+    print(f"{root}: {counted(len(jobs), 'clip')} written, {total} in all")
     return len(jobs)
 
 

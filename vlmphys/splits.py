@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlmphys.files import json_bytes, read_json, write_atomic
 from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, TRAIN_FOLDER, Clip
-from vlmphys.records import Split, nearest, stable_int
+from vlmphys.records import Split, counted, nearest, stable_int
 
 SPLIT_VERSION = 1
 PROTOCOLS = ("weak", "ratio", "unsupervised", "given")
@@ -158,6 +159,38 @@ def check_split_target(path: str | Path) -> None:
         raise ValueError(f"--out {path}: holds no split; {OTHER_FILE}")
 
 
+def check_same_settings(path: str | Path, content: dict) -> None:
+    """Raise ValueError, saying what differs, where a file holds a split that was made with other settings than this content; of the same settings
+    it may be written anew, as clips come and go."""
+    path = Path(path)
+    if not path.is_file() or not path.stat().st_size:
+        return
+    there, here = read_json(path, OTHER_FILE), content
+    settings = [(name, there.get(name), here.get(name)) for name in ("protocol", "seed")]
+    there, here = (one["options"] if isinstance(one.get("options"), dict) else {} for one in (there, here))
+    settings += [(name, there.get(name), here.get(name)) for name in sorted({*there, *here} - {"duplicates_allowed", "clips_per_anomaly"})]
+    # Categories come and go, as clips do: the numbers of those in both count.
+    before, after = (number if isinstance(number := one.get("clips_per_anomaly"), dict) else {} for one in (there, here))
+    settings += [(f"clips of each anomaly in {category}", before[category], after[category]) for category in sorted(before.keys() & after.keys())]
+    changed = [f"{name} {'not given' if old is None else old} -> {'not given' if new is None else new}" for name, old, new in settings if old != new]
+    if changed:
+        raise ValueError(f"--out {path}: holds a split with other settings ({', '.join(changed[:5])}): give another --out, or --overwrite; "
+                         "nothing was written")
+
+
+def replaced(path: str | Path, content: dict) -> str:
+    """What writing this content changes of the split that stands there, in a sentence; empty where there is none, or the same."""
+    path = Path(path)
+    if not path.is_file() or not path.stat().st_size:
+        return ""
+    there, here = read_json(path, OTHER_FILE).get("clips"), content["clips"]
+    if not isinstance(there, dict) or there == here:
+        return ""
+    moved = sum(here[clip_id] != side for clip_id, side in there.items() if clip_id in here)
+    return (f"replaces an earlier split: {counted(len(here.keys() - there.keys()), 'clip')} more, {len(there.keys() - here.keys())} gone, "
+            f"{moved} on another side")
+
+
 def write_split(path: str | Path, content: dict) -> None:
     """Write a split file, whole or not at all; the same content always gives the same bytes. Raises ValueError as `check_split_target`."""
     path = Path(path)
@@ -191,6 +224,23 @@ def untested_normals(clips: list[Clip], content: dict) -> list[str]:
     return found
 
 
+def losses(places: dict[str, tuple[str, str]], split: SplitFile, lost: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What clips that cannot be used take from a split: a line for each class that they stand in, and one for each side that is left without it.
+
+    `places`: (category, state) of all clips that were to be packed, by clip id; `lost`: ids of those that were not.
+    """
+    before, after, lost = Counter(), Counter(), set(lost)
+    for clip_id, place in places.items():
+        before[place, split.clips[clip_id]] += 1
+        after[place, split.clips[clip_id]] += clip_id not in lost
+    lines, empty = [], []
+    for place in sorted({places[clip_id] for clip_id in lost}):
+        sides = [side for side in Split if after[place, side] < before[place, side]]
+        lines.append(f"{'/'.join(place)}: " + ", ".join(f"{side.value} {before[place, side]} -> {after[place, side]}" for side in sides))
+        empty += [f"no clip of {'/'.join(place)} is left on the {side.value} side" for side in sides if not after[place, side]]
+    return lines, empty
+
+
 def count_sides(clips: list[Clip], content: dict) -> dict[str, Counter]:
     """By category, how many clips of each (side, label): what split.py prints."""
     table: dict[str, Counter] = defaultdict(Counter)
@@ -219,19 +269,22 @@ def _check_options(protocol: str, val_share: float, per_anomaly: int | None, rat
 
 
 def supervised_counts(folders: dict[tuple[str, str], list[Clip]], protocol: str, per_anomaly: int | None,
-                       ratio: float) -> dict[tuple[str, str], int]:
-    """How many clips of each anomaly folder train; ValueError, naming every folder of which none would be left to test."""
+                       ratio: float, named: str | None = None) -> dict[tuple[str, str], int]:
+    """How many clips of each anomaly folder train; ValueError, naming every folder of which none would be left to test. `named`: the protocol that
+    the user gave, where it counts as this one does."""
     counts = {}
     for (category, state), found in folders.items():
         if protocol == "weak":
             counts[category, state] = per_anomaly or PUBLISHED_CLIPS_PER_ANOMALY.get(category, CLIPS_PER_ANOMALY_ELSEWHERE)
         else:
             counts[category, state] = max(1, int(ratio * len(found) + 0.5)) if protocol == "ratio" else 0
-    short = [f"{category}/{state} has {len(folders[category, state])} and would give {count}"
-             for (category, state), count in counts.items() if count >= len(folders[category, state])]
+    short = {place: len(folders[place]) for place, count in counts.items() if count >= len(folders[place])}
     if short:
-        raise ValueError(f"protocol {protocol!r} takes its clips from each anomaly and at least one must remain for the test: "
-                         f"{'; '.join(short)}. Lower --per-anomaly (or --ratio), or add clips")
+        cures = [f"lower {'--ratio' if protocol == 'ratio' else '--per-anomaly'}, or add clips"] if max(short.values()) > 1 else []
+        cures += ["a single clip cannot both train and be tested: add clips of that anomaly, or take it away"] if min(short.values()) == 1 else []
+        listed = "; ".join(f"{'/'.join(place)} has {count} and would give {counts[place]}" for place, count in short.items())
+        raise ValueError(f"protocol {(named or protocol)!r} takes its clips from each anomaly and at least one must remain for the test: "
+                         f"{listed}. To mend it: {'; '.join(cures)}")
     return counts
 
 

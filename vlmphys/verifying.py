@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmphys.features import DTYPE, FeaturesTable, clip_shape, open_features
 from vlmphys.priors import few_texts, lint, load_priors, priors_sha256
-from vlmphys.records import Variant, label_of
+from vlmphys.records import Variant, counted, label_of
 from vlmphys.shard_files import REPACK
 from vlmphys.shards import DialogueRow, DialogueTable, FramesTable, Packed, open_packed
 
@@ -87,7 +87,7 @@ def _check_quarantine(packed: Packed) -> Check:
     except ValueError as error:
         check.problems.append(str(error))
         return check
-    check.checked = f"{len(listed)} clips"
+    check.checked = counted(len(listed), 'clip')
     both = {bad["clip_id"] for bad in listed} & set(packed.frames.clip_ids)
     check.problems += [f"{clip_id}: is packed and in quarantine at once" for clip_id in sorted(both)]
     neither = set(packed.split.clips) - set(packed.frames.clip_ids) - {bad["clip_id"] for bad in listed}

@@ -7,6 +7,7 @@ Shape suffixes: T frames, H W pixels, C colour channels (RGB).
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -257,9 +258,16 @@ def _read_decord(path: Path, pick: Pick, threads: int, shape: Shape) -> DecodedC
         frames_THWC = video.get_batch(wanted).asnumpy()
         fps, n_frames = float(video.get_avg_fps()), len(video)
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
-        text = str(error).strip().splitlines()
-        raise ReaderRefused(f"decord: {text[0] if text else 'refused the file'}") from error
+        raise ReaderRefused(f"decord: {_decord_reason(str(error), path)}") from error
     return DecodedClip(np.stack([shape(image_HWC) for image_HWC in frames_THWC]), wanted, fps, n_frames)
+
+
+def _decord_reason(text: str, path: Path) -> str:
+    """What decord says is wrong, without the time of day, its source lines, addresses and the file's name: the same for the same file each time."""
+    said = (text.strip().splitlines() or [""])[0].replace(f"[{path}]", "").replace(str(path), "the file")
+    said = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", said)
+    said = re.sub(r"Check failed: .*?\(\S+ vs\. \S+\)|ERROR |and `DECORD.*", "", said)
+    return said.strip(" .") or "refused the file"
 
 
 def _read_folder(path: Path, pick: Pick, shape: Shape) -> DecodedClip:

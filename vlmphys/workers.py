@@ -7,6 +7,7 @@ import signal
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Callable, Iterator, Sequence
 
@@ -89,7 +90,14 @@ class _Crew:
     def _start(self) -> _Worker:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(target=_serve, args=(self.function, theirs), daemon=True)
-        process.start()
+        # A worker takes over which signals are blocked: a Ctrl-C, which reaches it too, must not end its imports with a traceback. One that comes
+        # meanwhile reaches this process when it is done.
+        resource_tracker.ensure_running()       # its start, which is part of the first worker's, would unblock it again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return _Worker(process, ours)
 
@@ -158,13 +166,17 @@ class _Crew:
 def _serve(function: Callable[[Any], Any], pipe: Connection) -> None:
     """A worker's life: it ends with the pipe, so that none outlives its parent, however that one ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe.send(READY)
+    try:
+        pipe.send(READY)
+    except ConnectionError:
+        return
     while True:
         try:
             task = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):     # reset: the parent died with answers that it had not read
             return
+        result = function(task)
         try:
-            pipe.send(function(task))
-        except BrokenPipeError:
+            pipe.send(result)
+        except ConnectionError:
             return

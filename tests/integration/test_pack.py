@@ -68,6 +68,7 @@ def packed(videos, repository, tiny_model_folder, tmp_path_factory) -> Path:
     said = command(repository, "pack", "--videos", videos, "--split", folder / "split.json", "--model", tiny_model_folder,
                    "--out", folder / "packed", "--workers", 2)
     assert "frames: packed, 21 rows" in said and "2 clip(s) in quarantine" in said and "dialogues: packed, 63 rows" in said
+    assert "  fan/anomaly_free: train " in said and "  fan/stuck: " in said
     return folder / "packed"
 
 
@@ -218,7 +219,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(videos, repository, tiny_m
     said = command(repository, "pack", *arguments, "--model", tiny_model_folder, status=2)
     assert "'fann' (did you mean 'fan'?)" in said and "--priors DIR" in said
     said = command(repository, "pack", "--videos", videos, "--split", split, "--out", out, "--model", tiny_model_folder, status=2)
-    assert "the split names 6 clip(s) that are not in the videos folder, first 'fann/" in said
+    assert "the split names 6 clips not in the videos folder, first 'fann/" in said
 
     broken = tmp_path / "broken"
     for name in ("fan/train/1.mp4", "fan/test/stuck/1.mp4", "fan/test/stuck/2.mp4"):
@@ -252,6 +253,34 @@ def test_what_would_be_passed_over_or_fail_after_the_decoding_is_refused_before(
     for words in (["--frames", 4], ["--frame-rule", "phase"], ["--fit", "stretch"], ["--roi", "0,0,0.5,1"]):
         assert f"{words[0]} belongs to the frames" in refusal("--only", "dialogues", "--out", packed, *words)
     assert tree(packed) == before
+
+
+def test_wrong_lines_of_a_list_are_refused_by_split_and_check_and_a_broken_link_is_not(videos, repository, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    def run(script: str, *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
+        status, said = load_script(repository / f"data_prep/{script}.py").main(), capsys.readouterr()
+        return status, said.out, said.err
+
+    listed, split, out = tmp_path / "clips.csv", tmp_path / "split.json", tmp_path / "packed"
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    good = [f"{clip.path},{clip.category},{clip.state}" for clip in scan_videos(videos) if clip.category == "fan"]
+    listed.write_text("\n".join(["path,category,state", f"{tmp_path}/link.mp4,fan,stuck", *good, "cam1\\gone.mp4,fan,stuck"]) + "\n")
+    words = ("--videos", listed, "--out", split, "--protocol", "weak", "--per-anomaly", 1)
+    status, _, said = run("split", *words)
+    last = len(good) + 3
+    assert status == 2 and f"1 of {len(good) + 2} listed files is not there: line {last}: " in said and "forward slashes" in said and not split.exists()
+    whole = listed.read_text()
+    listed.write_text(whole.replace("cam1\\gone.mp4", "late.mp4"))
+    (tmp_path / "late.mp4").write_bytes(good[0].encode())
+    assert run("split", *words)[0] == 0
+    (tmp_path / "late.mp4").unlink()
+    words = ("--videos", listed, "--split", split, "--out", out, "--model", tiny_model_folder, "--workers", 0, "--variants", "no_physics")
+    status, _, said = run("pack", *words, "--check")
+    assert status == 2 and f"line {last}: {tmp_path}/late.mp4" in said and not out.exists()
+    status, said, warned = run("pack", *words)
+    assert status == 0 and "4 clip(s) in quarantine" in said and "  fan/stuck: " in said
+    reasons = {Path(bad["path"]).name: bad["reason"] for bad in open_packed(out).quarantined()}
+    assert reasons["link.mp4"] == reasons["late.mp4"] == "cannot be opened: No such file or directory"
 
 
 def test_a_second_packer_is_refused(packed, videos, repository, tiny_model_folder):

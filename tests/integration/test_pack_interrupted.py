@@ -116,6 +116,45 @@ def test_killed_ten_times_it_ends_as_if_it_had_not_been(videos, repository, tiny
     assert tree(broken) == tree(whole) and len(tree(whole)) == CLIPS // CLIPS_PER_SHARD + 5
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    (caught,) = (line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("number, whole_group, moment", [
+    (signal.SIGTERM, False, "decoding"), (signal.SIGINT, True, "decoding"), (signal.SIGINT, True, "importing"), (signal.SIGINT, True, "workers import"),
+    (signal.SIGKILL, False, "decoding"), (signal.SIGKILL, False, "workers import")])
+def test_however_it_is_stopped_it_says_one_line_and_no_traceback(videos, repository, tiny_model_folder, tmp_path, number, whole_group, moment):
+    write_split(tmp_path / "split.json", make_split(scan_videos(videos), "weak", per_anomaly=1))
+    out = tmp_path / "packed"
+    # A shell that runs the tests behind `&` has SIGINT ignored; the command is to get it.
+    process = subprocess.Popen([sys.executable, "data_prep/pack.py", "--videos", videos, "--split", tmp_path / "split.json", "--model",
+                                tiny_model_folder, "--out", out, "--workers", "2", "--variants", "multi_turn"],
+                               cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    deadline = time.monotonic() + 120
+    if moment == "importing":
+        while not catches(process.pid, signal.SIGTERM) and time.monotonic() < deadline:     # which Python by itself does not
+            time.sleep(0.005)
+    elif moment == "workers import":
+        # The command, two workers, and the process by which Python keeps track of them.
+        while not ((out / "frames.partial").is_dir() and len(group_of(process.pid)) == 4) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.1)
+    else:
+        while not any(path.stat().st_size > 1000 for path in out.glob("frames.partial/*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+    assert process.poll() is None, process.communicate()
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=60)       # until the workers, which hold the other end, are gone as well
+    assert "Traceback" not in said and "Error" not in said, said
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert said.splitlines()[-1] == "stopped; the same command goes on from here" and process.returncode == 128 + number
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of a few MiB."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vlmphys.records import VIDEO_SUFFIXES
+
 pytestmark = pytest.mark.integration
 
 
@@ -221,7 +223,8 @@ def test_a_listed_clip_that_changes_repeats_the_stages(repository, tmp_path):
 
 
 def test_a_list_of_clips_is_taken_category_by_category(repository, tmp_path):
-    for name in ("one.mp4", "two.mp4", "clips/gear/train/three.mp4"):
+    kinds = [f"clips/kind{suffix[1:]}/train/0{suffix.upper()}" for suffix in VIDEO_SUFFIXES]
+    for name in ("one.mp4", "two.mp4", "clips/gear/train/three.mp4", "clips/notes/train/three.txt", *kinds):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "clips.csv").write_text("path,category,state\none.mp4,fan,stuck\ntwo.mp4,gear,stuck\n")
@@ -229,7 +232,8 @@ def test_a_list_of_clips_is_taken_category_by_category(repository, tmp_path):
     assert stages(repository, tmp_path, python + 'clip_categories "$T/clips.csv"').stdout.split() == ["fan", "gear"]
     assert stages(repository, tmp_path, python + 'list_videos "$T/clips.csv" "$T/gear.list" gear').returncode == 0
     assert "two.mp4" in (tmp_path / "gear.list").read_text() and "one.mp4" not in (tmp_path / "gear.list").read_text()
-    assert stages(repository, tmp_path, 'clip_categories "$T/clips"').stdout.split() == ["gear"]
+    assert stages(repository, tmp_path, 'clip_categories "$T/clips"').stdout.split() == sorted(
+        ["gear", *(f"kind{suffix[1:]}" for suffix in VIDEO_SUFFIXES)])
     assert stages(repository, tmp_path, 'list_videos "$T/clips" "$T/folder.list" gear').returncode == 0
     assert (tmp_path / "folder.list").read_text().startswith("train/three.mp4 0 ")
     refused = stages(repository, tmp_path, python + 'clip_categories "$T/one.mp4"')

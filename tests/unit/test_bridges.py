@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -93,6 +96,34 @@ def test_an_export_read_again_is_the_same_clips_and_sides(videos, repository, mo
     for sample in read_samples(out / "multi_turn_train.json"):
         said = "Verdict: Anomalous." if scanned[sample.clip_id].label else "Verdict: Normal."
         assert (len(sample.turns), sample.variant) == (4, "multi_turn") and said in sample.turns[-1].answer
+
+
+def test_the_sides_of_an_export_are_joined_as_the_readme_says(videos, repository, monkeypatch, tmp_path):
+    out = tmp_path / "export"
+    assert export(repository, monkeypatch, "--videos", videos / "videos", "--split", videos / "split.json", "--out", out, "--relative") == 0
+    (line,) = (line for line in (repository / "data_prep/README.md").read_text().splitlines() if line.startswith("cd export && "))
+    subprocess.run(["bash", "-c", line.replace("python -c", f"{shlex.quote(sys.executable)} -c")], cwd=tmp_path, check=True)
+    clips = find_clips(out / "clips.json")
+    assert make_split(clips, "given")["clips"] == {clip_id: side.value for clip_id, side in load_split(videos / "split.json").clips.items()}
+
+
+def test_an_export_in_the_other_form_is_not_written_over(videos, repository, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def written(form: str, *words) -> int:
+        return export(repository, monkeypatch, "--videos", videos / "videos", "--split", videos / "split.json", "--out", out, "--format", form, *words)
+
+    for form, other in (FORMATS, FORMATS[::-1]):
+        assert written(form) == 0 and written(form) == 0
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        assert written(other) == 2 and f"holds dialogues in the form {form}, which --format {other} would write over" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert written(other, "--variants", "no_physics") == 0
+        shutil.rmtree(out)
+    out.mkdir()
+    (out / "multi_turn_train.json").write_text("my thesis")
+    assert written(FORMATS[0]) == 2 and "multi_turn_train.json there holds no dialogues of ours" in capsys.readouterr().err
+    assert (out / "multi_turn_train.json").read_text() == "my thesis"
 
 
 def test_sharegpt_loads_with_datasets_under_its_documented_schema(videos, repository, monkeypatch, tmp_path):

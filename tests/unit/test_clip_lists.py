@@ -12,7 +12,7 @@ from clip_files import encode_clip, moving_images
 from PIL import Image
 from test_layout import touch
 
-from vlmphys.clip_lists import find_clips
+from vlmphys.clip_lists import check_listed, find_clips
 from vlmphys.layout import scan_videos
 from vlmphys.packing import ClipPixels, ClipTask, FrameSettings, decode_clip
 from vlmphys.pixels import fit_frames
@@ -97,6 +97,36 @@ def test_mistakes_are_named_with_their_line(tmp_path, suffix, rows, words):
     assert f"clips{suffix}" in str(error.value)
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_with_semicolons_or_tabs_is_the_one_with_commas(tmp_path, mark):
+    touch(tmp_path, "a, b.mp4", "c.mp4")
+    rows = [["path", "category", "state"], ["a, b.mp4", "fan", "stuck"], ["c.mp4", "fan", "anomaly_free"]]
+    with open(tmp_path / "commas.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    (tmp_path / "other.csv").write_text("".join(mark.join(row) + "\n" for row in rows))
+    assert find_clips(tmp_path / "other.csv") == find_clips(tmp_path / "commas.csv") and len(find_clips(tmp_path / "other.csv")) == 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_listed_files_that_are_not_there_are_named_with_their_lines(tmp_path, suffix):
+    touch(tmp_path, "fan/train/0.mp4", "fan/test/stuck/0.mp4")
+    (tmp_path / "fan/train/1.mp4").symlink_to(tmp_path / "nowhere")
+    names = ["fan/train/0.mp4", "fan/train/1.mp4", "fan/test/stuck/0.mp4", *(f"fan/test/stuck/wrong{number}.mp4" for number in range(6)), "x\\y.mp4"]
+    turns = [{"from": "human", "value": "<video>\nWell?"}, {"from": "gpt", "value": "Yes."}]
+    rows = [{**({"video": name, "conversations": turns} if suffix == ".json" else {"path": name}), "category": "fan",
+             "state": "anomaly_free" if "train" in name else "stuck"} for name in names]
+    path = write_list(tmp_path / f"clips{suffix}", rows)
+    clips = find_clips(path)
+    with pytest.raises(ValueError) as error:
+        check_listed(path, clips)
+    first = {".csv": "line 5", ".jsonl": "line 4", ".json": "row 4"}[suffix]
+    said = str(error.value)
+    assert f"7 of 10 listed files are not there: {first}: {tmp_path}/fan/test/stuck/wrong0.mp4" in said and "and 2 more" in said
+    assert "wrong4" in said and "wrong5" not in said and "forward slashes" in said
+    check_listed(path, [clip for clip in clips if clip.path.name in ("0.mp4", "1.mp4")])    # a link that leads nowhere is packing's to name
+    check_listed(tmp_path, find_clips(tmp_path))
+
+
 def test_what_is_no_list_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is neither a folder nor a list of clips"):
         find_clips(touch(tmp_path, "clip.mp4") / "clip.mp4")
@@ -104,7 +134,8 @@ def test_what_is_no_list_is_refused(tmp_path):
         find_clips(tmp_path / "clips.csv")
     for name, text, words in (("a.jsonl", "{", "line 1: no JSON"), ("b.jsonl", "3\n", "a JSON object is expected"), ("c.csv", "", "names nothing"),
                               ("d.csv", "paths,category\n", "is 'paths' the path"), ("e.jsonl", "\n", "lists no clip"),
-                              ("f.csv", "path;category;state\n", "with commas between them"), ("g.csv", "path,state,path\n", "'?path'? twice"),
+                              ("f.csv", "path|category|state\n", "with commas .* between them; it names path.category"),
+                              ("n.csv", "path;category;state\n", "lists no clip"), ("g.csv", "path,state,path\n", "'?path'? twice"),
                               ("h.csv", "path,state\na,b.mp4,stuck\n", "line 2: has more values than the 2 columns"),
                               ("i.csv", f"path,state\n{'x' * 200_000},stuck\n", "after line 1: no CSV"),
                               ("j.jsonl", "[" * 100_000, "line 1: no JSON"), ("k.json", "[" * 100_000, "not valid JSON"),

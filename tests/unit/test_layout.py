@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmphys.layout import scan_videos
+from vlmphys.layout import passed_over, scan_videos
 
 pytestmark = pytest.mark.unit
 
@@ -44,6 +44,16 @@ def test_clips_are_found_and_sorted(tmp_path):
 def test_what_is_not_the_layout_is_refused(tmp_path, names, message):
     with pytest.raises(ValueError, match=message):
         scan_videos(touch(tmp_path, *names))
+
+
+def test_files_that_look_like_clips_and_are_none_are_counted(tmp_path):
+    touch(tmp_path, "fan/train/0001.M4V", "fan/test/stuck/0002.wmv", "fan/test/stuck/0003.ts", "fan/test/stuck/0002.json", "fan/test/stuck/notes.txt",
+          "fan/test/stuck/.DS_Store", "fan/test/stuck/.0003.png", "fan/overview.png", "fan/test/frames/0001_fan_stuck/frame_0001.png")
+    assert [clip.clip_id for clip in scan_videos(tmp_path)] == ["fan/test/stuck/0002", "fan/test/stuck/0003", "fan/train/0001"]
+    assert passed_over(tmp_path) == ""
+    touch(tmp_path, "fan/train/0004.GIF", "fan/test/stuck/0004.vob", "fan/test/stuck/0005.vob")
+    assert passed_over(tmp_path).startswith("3 files passed over (.gif, .vob): ")
+    assert passed_over(tmp_path / "fan/overview.png") == ""
 
 
 def test_no_such_folder(tmp_path):

@@ -142,7 +142,7 @@ def test_split_lists_and_refuses_what_crosses_the_border(videos, repository, tmp
     out.unlink()
     status, said = split("--near-duplicates")
     assert status == 2 and not out.exists() and "usb/test/anomaly_free/copy (test) and usb/train/0002 (train): near-duplicates" in said
-    assert "1 pair(s) of duplicates stand on two sides" in said and "21 clips looked at" not in said and (tmp_path / "split.hashes.json").exists()
+    assert "1 pair of duplicates across two sides" in said and "21 clips looked at" not in said and (tmp_path / "split.hashes.json").exists()
     status, said = split("--near-duplicates", "--allow-duplicates")
     assert status == 0 and json.loads(out.read_text())["options"]["duplicates_allowed"] == 1
     (root / "usb/test/anomaly_free/copy.mp4").unlink()
@@ -150,6 +150,19 @@ def test_split_lists_and_refuses_what_crosses_the_border(videos, repository, tmp
     shutil.copy(root / "lock/train/0001.mp4", root / "lock/test/jam/0001.mp4")
     status, said = split()
     assert status == 2 and "lock/test/jam/0001 (" in said and "and lock/train/0001 (train): the same file" in said
+    # The same bytes under two labels are a mistake on one side, too.
+    (root / "lock/test/jam/0001.mp4").unlink()
+    shutil.copy(root / "lock/test/anomaly_free/0001.mp4", root / "lock/test/jam/0009.mp4")
+    status, said = split()
+    assert status == 2 and "lock/test/anomaly_free/0001 (lock/anomaly_free) and lock/test/jam/0009 (lock/jam): the same file under two labels" in said
+    assert "1 pair of clips with the same bytes under two labels" in said and "across two sides" not in said and ": the same file\n" not in said
+    (root / "lock/test/jam/0009.mp4").unlink()
+    # A split of another seed is not written over in silence.
+    assert split("--overwrite")[0] == 0 and split()[0] == 0
+    before = out.read_bytes()
+    status, said = split("--seed", "5")
+    assert status == 2 and "holds a split with other settings (seed 0 -> 5)" in said and out.read_bytes() == before
+    assert split("--seed", "5", "--overwrite")[0] == 0 and out.read_bytes() != before
     assert split("--workers", "-1")[0] == 2
     for words in (("--ratio", "0.2"), ("--folds", "3"), ("--leave-out", "usb")):
         status, said = split(*words)

@@ -10,6 +10,7 @@ from phys_ad import ANOMALIES
 
 from vlmphys.priors import (KINDS, PARTS, PRIORS_FOLDER, StateTexts, duplicates, few_texts, known_categories, leaks, lint, load_prior, load_priors,
                             prior_text, priors_sha256, read_prior)
+from vlmphys.records import nearest_state
 
 pytestmark = pytest.mark.unit
 
@@ -111,6 +112,14 @@ def test_state_texts_by_folder_name():
         fan.texts_of("stuk")
     with pytest.raises(ValueError, match="--priors"):
         fan.texts_of("stuk")
+
+
+def test_a_state_without_texts_is_never_answered_with_the_opposite_one():
+    known = ("anomaly_free", "stuck")
+    assert nearest_state("anomalous", known) == nearest_state("anomaly", known) == "" and "anomaly_free" in nearest_state("anomaly_fre", known)
+    assert nearest_state("stuk", known) == " (did you mean 'stuck'?)"
+    with pytest.raises(ValueError, match="'fan' has no texts for the state 'anomalous'; it has: "):
+        load_prior("fan").texts_of("anomalous")
 
 
 def test_a_user_adds_a_category_with_one_file(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -38,6 +40,28 @@ def test_a_later_signal_acts_as_before(monkeypatch):
 
 def test_a_rank_that_had_no_signal_itself_reports_a_termination():
     assert Stopped("after step 3", None).number == signal.SIGTERM and Stopped("", signal.SIGINT).number == signal.SIGINT
+
+
+def test_a_termination_takes_the_way_of_a_ctrl_c_past_what_tidies_up(capsys):
+    tidied, before = [], signal.getsignal(signal.SIGTERM)
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)     # a second one does not cut it short
+            tidied.append(True)
+
+    assert exit_status(work, "stopped; the same command goes on from here") == 143 and tidied == [True]
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n" and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_during_the_imports_a_signal_ends_a_command_with_one_line(number):
+    code = ("import signal; from vlmphys.signals import stop_quietly; signal.signal(signal.SIGINT, signal.default_int_handler); "
+            f"stop_quietly('stopped; go on'); signal.raise_signal({int(number)})")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (128 + number, "stopped; go on\n")
 
 
 def test_a_command_ends_with_one_sentence_and_its_documented_status(capsys):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from vlmphys.held_out import make_splits
 from vlmphys.layout import Clip
 from vlmphys.records import Split, label_of
-from vlmphys.splits import PUBLISHED_CLIPS_PER_ANOMALY, load_split, make_split, of_categories, untested_normals, write_split
+from vlmphys.splits import (PUBLISHED_CLIPS_PER_ANOMALY, check_same_settings, load_split, losses, make_split, of_categories, replaced, untested_normals,
+                            write_split)
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +32,21 @@ def clips_of(places=PLACES, per_state: int = 20) -> list[Clip]:
 
 def sides(content: dict, folder: str) -> Counter:
     return Counter(side for clip_id, side in content["clips"].items() if clip_id.startswith(folder))
+
+
+def test_what_the_quarantine_takes_is_said_by_class_and_side(tmp_path):
+    clips = clips_of({"fan": (("stuck", "uneven"), 10)}, per_state=6)
+    write_split(tmp_path / "split.json", make_split(clips, "weak", per_anomaly=4, val_share=0.25))
+    split = load_split(tmp_path / "split.json")
+    places = {clip.clip_id: (clip.category, clip.state) for clip in clips}
+    stuck = {side: [clip_id for clip_id in split.clip_ids(side) if "/stuck/" in clip_id] for side in Split}
+    train, val, test = (len(stuck[side]) for side in Split)
+    assert train and val and test == 2
+    lines, empty = losses(places, split, stuck[Split.VAL] + stuck[Split.TEST][:1])
+    assert lines == [f"fan/stuck: val {val} -> 0, test 2 -> 1"] and empty == ["no clip of fan/stuck is left on the val side"]
+    assert losses(places, split, []) == ([], [])
+    lines, empty = losses(places, split, [*stuck[Split.TRAIN], "fan/train/0000"])
+    assert len(lines) == 2 and lines[1] == f"fan/stuck: train {train} -> 0" and empty == ["no clip of fan/stuck is left on the train side"]
 
 
 def test_some_categories_alone():
@@ -102,6 +119,34 @@ def test_a_class_without_test_clips_is_refused_by_name():
     with pytest.raises(ValueError, match=r"fan/stuck has 4 and would give 4; .*own/broken has 4 and would give 4.*--per-anomaly"):
         make_split(clips_of(per_state=4), "weak")
     make_split(clips_of(per_state=5), "weak")
+    one = {"fan": (("stuck",), 5)}
+    for protocol in ("weak", "ratio"):      # no number is low enough
+        with pytest.raises(ValueError, match="fan/stuck has 1 and would give 1.*a single clip cannot both train and be tested") as error:
+            make_split(clips_of(one, per_state=1), protocol, per_anomaly=1 if protocol == "weak" else None)
+        assert "lower" not in str(error.value)
+    with pytest.raises(ValueError, match="lower --ratio, or add clips"):
+        make_split(clips_of(one, per_state=3), "ratio", ratio=0.9)
+    with pytest.raises(ValueError, match="protocol 'leave_anomaly_out' takes its clips.*lower --per-anomaly"):
+        make_splits(clips_of(per_state=4), "leave_anomaly_out")
+
+
+def test_a_split_of_other_settings_is_not_written_over_and_one_of_other_clips_is_told(tmp_path):
+    path, clips = tmp_path / "split.json", clips_of()
+    content = make_split(clips, "weak", per_anomaly=2)
+    check_same_settings(path, content)
+    assert replaced(path, content) == ""
+    write_split(path, content)
+    check_same_settings(path, content)
+    assert replaced(path, content) == ""
+    for other, words in ((make_split(clips, "weak", 7, per_anomaly=2), "seed 0 -> 7"), (make_split(clips, "ratio"), "protocol weak -> ratio"),
+                         (make_split(clips, "weak", per_anomaly=3), "clips of each anomaly in clip 2 -> 3"),
+                         (make_split(clips, "weak", per_anomaly=2, val_share=0.2), "val_share 0.1 -> 0.2")):
+        with pytest.raises(ValueError, match=f"{words}.*give another --out, or --overwrite"):
+            check_same_settings(path, other)
+    more = [clip for clip in clips_of({**PLACES, "gear": (("stuck",), 10)}) if clip.clip_id != "fan/test/anomaly_free/0003"]
+    fresh = make_split(more, "weak", per_anomaly=2)
+    check_same_settings(path, fresh)
+    assert replaced(path, fresh).startswith("replaces an earlier split: 40 clips more, 1 gone, ")
 
 
 @pytest.mark.parametrize("folder", ["good", "normal", "ok", "OK", "anomaly-free", "Anomaly_Free"])

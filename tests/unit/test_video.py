@@ -26,6 +26,10 @@ ENCODINGS = {
     "h264, lossless 4:4:4": dict(codec="libx264", options={"qp": "0"}, pixels="yuv444p"),
     "hevc, 10 bits": dict(codec="libx265", options={"x265-params": "log-level=none:bframes=4:pools=1"}, pixels="yuv420p10le"),
     "mpeg4 with B-frames in AVI, without time stamps": dict(codec="mpeg4", options={"bf": "2"}, suffix=".avi"),
+    "h264 in a transport stream": dict(codec="libx264", options={"bf": "2"}, suffix=".ts"),
+    "mpeg2 in a program stream": dict(codec="mpeg2video", options={"bf": "2"}, suffix=".mpg"),
+    "Windows Media": dict(codec="wmv2", suffix=".wmv"),
+    "h264 in Flash": dict(codec="libx264", options={"bf": "2"}, suffix=".flv"),
     "vp8 with hidden frames": dict(codec="libvpx", options={"auto-alt-ref": "1", "lag-in-frames": "8"}, suffix=".webm"),
 }
 
@@ -151,6 +155,27 @@ def bad_file(folder: Path, kind: str) -> Path:
 def test_bad_files_are_refused_with_the_reason(tmp_path, kind, reason):
     with pytest.raises(VideoError, match=reason):
         read_frames(bad_file(tmp_path, kind))
+
+
+@pytest.mark.parametrize("said, reason", [
+    ("[12:34:56] /github/workspace/src/video/video_reader.cc:151: Check failed: st_nb >= 0 (-1381258232 vs. 0) ERROR cannot find video stream with "
+     "wanted index: -1\n\nStack trace:", "cannot find video stream with wanted index: -1"),
+    ("[01:02:03] /a/b.cc:292: [01:02:04] /a/c.cc:218: Check failed: send(dec_ctx_.get(), pkt.get()) >= 0 (-1094995529 vs. 0) Thread worker: Error "
+     "sending packet.", "Thread worker: Error sending packet"),
+    ("[01:02:03] /a/b.cc:430: [/videos/fan/a 1.mp4]Unable to handle EOF because of corrupted framesand `DECORD_REWIND_RETRY_MAX=16`. You may",
+     "Unable to handle EOF because of corrupted frames"),
+    ("Error reading /videos/fan/a 1.mp4...", "Error reading the file"), ("[01:02:03] /a/b.cc:4: Check failed: ok (0 vs. 1) ", "refused the file"),
+    ("", "refused the file")])
+def test_what_decord_says_is_one_sentence_that_no_clock_and_no_address_changes(said, reason):
+    assert video._decord_reason(said, Path("/videos/fan/a 1.mp4")) == reason
+
+
+def test_two_readings_of_a_bad_file_say_the_same(tmp_path):
+    pytest.importorskip("decord")
+    sound_alone(tmp_path / "sound.mp4")
+    with pytest.raises(VideoError) as error:
+        read_frames(tmp_path / "sound.mp4", reader="decord")
+    assert str(error.value).startswith("decord: cannot find video stream") and ".cc" not in str(error.value) and "vs." not in str(error.value)
 
 
 def test_wrong_arguments(tmp_path):

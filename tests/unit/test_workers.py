@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -37,6 +38,15 @@ def test_in_order_through_crashes_and_hangs():
     assert isinstance(results[6], Lost) and "no answer in 3 s" in results[6].reason
     assert [results[number][0] for number in (0, 1, 4, 5, 7, 8, 9, 10, 11)] == [0, 1, 4, 5, 7, 8, 9, 10, 11]
     assert os.getpid() not in {result[1] for result in results if not isinstance(result, Lost)}
+
+
+def blocks_interrupts(task: tuple[str, int]) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_from_its_start_on_a_worker_hears_no_ctrl_c_and_this_process_still_does():
+    assert list(run_in_order(blocks_interrupts, [("good", number) for number in range(8)], 2, 60.0, second_chance)) == [True] * 8
+    assert not blocks_interrupts(("good", 0))
 
 
 def test_in_this_process():
