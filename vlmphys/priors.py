@@ -14,7 +14,7 @@ from typing import Iterable
 
 import yaml
 
-from vlmphys.records import NORMAL_STATES, nearest, nearest_state, sha256_text
+from vlmphys.records import NORMAL_STATES, nearest, nearest_state, sha256_text, shortened
 
 PRIORS_FOLDER = Path(__file__).parent / "priors"
 PARTS = ("component", "dynamic", "motion")
@@ -78,7 +78,7 @@ def load_priors(categories: Iterable[str], extra_dir: Path | str | None = None) 
     unknown = [category for category in wanted if category not in files]
     if unknown:
         listed = "; ".join(f"{category!r}{nearest(category, files)}" for category in unknown)
-        raise ValueError(f"no prior for the category {listed}. Known: {', '.join(sorted(files))}. "
+        raise ValueError(f"no prior for the category {listed}. Known: {shortened(sorted(files))}. "
                          "To add a category, put <category>.yaml into a folder and give that folder with --priors DIR")
     return {category: read_prior(files[category]) for category in wanted}
 

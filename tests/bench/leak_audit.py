@@ -171,7 +171,8 @@ def _show_conclusions(found: dict[str, list], console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     allow_abbrev=False)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--categories", help="comma-separated names; all where None")
