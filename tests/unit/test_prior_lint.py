@@ -165,3 +165,17 @@ def test_folders_that_hold_none_are_refused(tmp_path, command):
                                (["--priors", tmp_path], "holds no <category>.yaml file")):
         status, said = command(*arguments)
         assert status == 2 and message in said.err
+
+
+@pytest.mark.parametrize(("script", "arguments"), [
+    ("data_prep/verify.py", ["--prior", "package"]), ("data_prep/priors.py", ["export", "--out", "x.json", "--text", "1"]),
+    ("data_prep/priors.py", ["import", "x.json", "--ou", "x"]), ("data_prep/simulate.py", ["--out", "x", "--categorie", "fan"]),
+    ("tests/bench/leak_audit.py", ["--videos", "x", "--work", "1"]), ("tests/bench/oracle.py", ["--videos", "x", "--categor", "fan"]),
+    ("tests/bench/frame_order.py", ["--ru", "x"])])
+def test_options_are_written_out(repository, monkeypatch, capsys, script, arguments):
+    module = load_script(repository / script)
+    monkeypatch.setattr("sys.argv", [script, *arguments])
+    with pytest.raises(SystemExit):
+        module.main()
+    error = capsys.readouterr().err
+    assert "unrecognized arguments" in error or "arguments are required" in error, error
