@@ -14,10 +14,11 @@ JUDGING_PATTERN = r"as (?:it|they) should|(?:non-?)?defect\w*|(?:fault(?:s|y|ed|
 NEGATION = r"(?:not|no|never|nothing|none|neither|nor|without|cannot|hardly|free of|\w+n't)"
 NEGATED_PATTERN = re.compile(rf"\b{NEGATION}\b(?:\s+\w+){{0,2}}\s*$", re.IGNORECASE)
 ABNORMAL_PATTERN = re.compile(r"\b(?:abnormal|anomal|defect|faulty|malfunction)\w*", re.IGNORECASE)
-CALLED_NORMAL_PATTERN = re.compile(r"\b(?:is|are|looks?|seems?|appears?|moves?|turns?|works?|runs?)\s+(?:\w+ly\s+)?normal(?:ly)?\b", re.IGNORECASE)
+CALLED_NORMAL_PATTERN = re.compile(r"\b(?:is|are|looks?|seems?|appears?|moves?|turns?|works?|runs?)\s+(?:\w+ly\s+)?normal(?:ly)?\b",
+                                   re.IGNORECASE)
 # A sentence of two parts may say of one that it is normal, and of the other what is wrong.
-CONTRAST_PATTERN = re.compile(r"[,;:]|\b(?:and|but|while|although|though|yet|until|till|then|than|first|before|after|except|only|when|where|if|instead)\b",
-                              re.IGNORECASE)
+CONTRAST_PATTERN = re.compile(r"[,;:]|\b(?:and|but|while|although|though|yet|until|till|then|than|first|before|after|except|only|when|where|if|"
+                              r"instead)\b", re.IGNORECASE)
 # Words within a fault's name that are themselves the fault: `stuck` of `ball_stuck`, as against `ball`.
 FAULT_WORDS = {"stuck": r"stuck", "jam": r"jam(?:s|med|ming)?", "jammed": r"jam(?:s|med|ming)?", "leak": r"leak\w*", "leaking": r"leak\w*",
                "leakage": r"leak\w*", "vibrate": r"vibrat\w*", "vibration": r"vibrat\w*", "vibrating": r"vibrat\w*", "crack": r"crack\w*",

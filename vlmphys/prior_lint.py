@@ -65,8 +65,9 @@ def lint_warning(priors: dict[str, Prior], folder: str | Path | None) -> str:
     problems = list(dict.fromkeys([*problems, *duplicates(priors)]))
     if not problems:
         return ""
-    return "\n".join([f"warning: {counted(len(problems), 'problem')} in the priors spoil what is trained on them; python data_prep/verify.py --priors "
-                      f"{PACKAGE if folder is None else folder} shows all, the first:", *(f"  {problem}" for problem in problems[:SHOWN])])
+    head = (f"warning: {counted(len(problems), 'problem')} in the priors spoil what is trained on them; python data_prep/verify.py --priors "
+            f"{PACKAGE if folder is None else folder} shows all, the first:")
+    return "\n".join([head, *(f"  {problem}" for problem in problems[:SHOWN])])
 
 
 def _files(folder: str | Path) -> list[Path]:

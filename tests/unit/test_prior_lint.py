@@ -150,7 +150,7 @@ def test_few_texts_are_a_hint(tmp_path, command):
     text = load_priors(["fan"])["fan"].states["stuck"].descriptions[0]
     copy(tmp_path, "fan", (f"      - {text}\n", ""))
     status, said = command("--priors", tmp_path)
-    assert status == 0 and "hint: fan: states.stuck.descriptions has 4 of the 5" in said.out and "clean: 1 files" in said.out
+    assert status == 0 and "hint: fan: states.stuck.descriptions has 4 of the 5" in said.out and "clean: 1 file, " in said.out
 
 
 def test_a_mechanism_without_a_prior_or_a_state_without_texts_is_told():
