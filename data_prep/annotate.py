@@ -21,7 +21,7 @@ from vlmphys.drafting import Drafted, TextList, draft, estimate, lists_of
 from vlmphys.files import check_target, write_atomic, writing
 from vlmphys.prior_lint import unfitting_of
 from vlmphys.prior_outline import Outline, faults_of, read_outline, states_below
-from vlmphys.priors import KINDS, PARTS, TEXTS_PER_STATE, prior_text, read_prior
+from vlmphys.priors import KINDS, NOT_READ, PARTS, TEXTS_PER_STATE, prior_text, read_prior
 from vlmphys.prompts import DRAFT_PROMPT_ID
 from vlmphys.records import sha256_text
 from vlmphys.signals import exit_status
@@ -77,6 +77,8 @@ def outline_of(options: argparse.Namespace) -> Outline:
 def target_of(options: argparse.Namespace, category: str) -> Path:
     """The file to write. Raises ValueError where it cannot be, or where it holds a person's edits."""
     out = options.out / f"{category}.yaml" if options.out.is_dir() or options.out.suffix not in (".yaml", ".yml") else options.out
+    if out.suffix != ".yaml":
+        raise ValueError(f"--out {out}: is {NOT_READ} {out.stem}.yaml")
     if out.stem != category:
         raise ValueError(f"--out {out}: a prior's file is named after its category, or pack.py does not find it: give {out.with_name(category)}.yaml")
     if out.parent == options.out and not out.parent.exists():
@@ -99,7 +101,7 @@ def unedited(path: Path) -> bool:
 def beside(out: Path) -> list[tuple[str, str]]:
     """Every text of the other priors in a folder, with its place: verify.py refuses texts that stand twice in any of its files."""
     found = []
-    for path in sorted([*out.parent.glob("*.yaml"), *out.parent.glob("*.yml")]):
+    for path in sorted(out.parent.glob("*.yaml")):
         if path.stem == out.stem:
             continue
         try:

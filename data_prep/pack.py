@@ -33,6 +33,7 @@ from vlmphys.frame_rules import FRAME_RULES
 from vlmphys.help_text import DefaultsFormatter
 from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, check_kept, pack_frames
 from vlmphys.pixels import FITS
+from vlmphys.prior_lint import lint_warning
 from vlmphys.priors import load_priors
 from vlmphys.records import Variant, counted
 from vlmphys.regions import check_categories, parse_regions
@@ -118,6 +119,8 @@ def run(options: argparse.Namespace) -> int:
         check_packed_as(frames, options)
         states, n_frames = frames.states(), frames.meta["frames"]
     priors = load_priors({category for category, _ in states.values()}, options.priors)
+    if warning := lint_warning(priors, options.priors):
+        print(warning, file=sys.stderr)
 
     # Transformers takes seconds to import, which the workers, who import this file too, and the mistakes above need not wait for.
     from vlmphys.model import load_tokenizer, read_facts

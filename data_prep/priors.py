@@ -18,15 +18,15 @@ from vlmphys.signals import exit_status
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    out = commands.add_parser("export", help="write the texts of priors as a library")
+    out = commands.add_parser("export", help="write the texts of priors as a library", allow_abbrev=False)
     out.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     out.add_argument("--priors", help="folder with your own <category>.yaml files, beside or in place of those that ship")
     out.add_argument("--categories", help="comma-separated names (default: all)")
     out.add_argument("--texts", type=int, default=TEXTS_PER_STATE, help=f"at most so many of each list, 0 for all (default: {TEXTS_PER_STATE}, "
                      "the published form)")
-    into = commands.add_parser("import", help="write a library as priors, one YAML file a category")
+    into = commands.add_parser("import", help="write a library as priors, one YAML file a category", allow_abbrev=False)
     into.add_argument("library", type=Path, help="a JSON file in the published form")
     into.add_argument("--out", type=Path, required=True, help="folder to write the YAML files into")
     into.add_argument("--priors", help="folder whose priors give the component, dynamic and motion sentences, before those that ship")

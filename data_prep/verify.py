@@ -19,7 +19,7 @@ MOST_LINES = 50
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--data", help="folder that pack.py wrote")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files, where pack.py was given one; without --data: the folder to "
                         f"lint, or {PACKAGE!r} for the files that ship with vlmphys")

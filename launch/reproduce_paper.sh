@@ -26,8 +26,9 @@ usage: bash launch/reproduce_paper.sh [--videos DIR|LIST] [--model MODEL] [--see
   --priors DIR      your own <category>.yaml files beside those of vlmphys/priors/
   --set key=value   any other key of the config, more than once if need be
   --out DIR         everything that is made                                                         [runs/paper]
-All is split and packed before the first training. Relative paths start at the root of the repository. A second run skips what is done; after
-an interruption it goes on. Another protocol needs another --out.
+All is split and packed before the first training. Relative paths start at the root of the repository. A second run skips what is done, and keeps
+in the tables what other variants gave; after an interruption it goes on. Another protocol needs another --out.
+It makes .venv in the repository, installs what it needs there (once: minutes, and 2 GB or more) and runs in that, whatever environment is active.
 EOF
 }
 
@@ -52,6 +53,7 @@ done
     fail "--videos '$videos' is not there: give a folder in the layout <category>/{train,test/<state>}/*.mp4, or a list of clips"
 check_variants "$variants"
 check_number --seeds "$seeds" 1
+check_model "$model"
 check_priors "$priors"
 case "$gpus" in 1|2|4|8|16) ;; *) fail "--gpus is '$gpus': 1, 2, 4, 8 or 16 share the 16 clips of an update evenly" ;; esac
 case "$anomalies" in
@@ -98,6 +100,7 @@ find_categories() {  # sets `categories`: those of --videos that hold a clip; ea
 ensure_environment
 [ -z "$per_category" ] || [ -z "$videos" ] || [ -d "$videos" ] || find_categories
 check_settings "$recipe" "model=$model" ${settings[@]:+"${settings[@]}"}
+check_begun "$out" "$recipe" ${settings[@]:+"${settings[@]}"}
 claim_out "$out" "videos=${videos:-simulated} model=$model anomalies=$anomalies per-category=${per_category:-no} recipe=$recipe gpus=$gpus"\
 " priors=${priors:-builtin} set=${settings[*]:-}"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
@@ -108,6 +111,8 @@ if [ -z "$videos" ]; then
 fi
 list_videos "$videos" "$out/videos.list"
 
+# What split.py says of its own options, in those of this script.
+of_split="--per-anomaly and --ratio above are --anomalies here"
 prepare() {  # prepare FOLDER SEED [CATEGORY]: split and pack; with CATEGORY only its own clips count, so that those of others repeat nothing
     local folder="$1" seed="$2" category="${3:-}" marks="$1/done" what list="$out/videos.list"
     what="seed $seed${category:+, $category}"
@@ -116,25 +121,40 @@ prepare() {  # prepare FOLDER SEED [CATEGORY]: split and pack; with CATEGORY onl
         list="$folder/videos.list"
         list_videos "$videos" "$list" "$category"
     fi
+    advice="$of_split"
     stage "$marks/split" "$what: splitting" "$list" \
         python data_prep/split.py --videos "$videos" --out "$folder/split.json" "${protocol[@]}" --seed "$seed" \
         ${category:+--categories "$category"}
+    advice=""
     stage "$marks/pack" "$what: packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
         python data_prep/pack.py --videos "$videos" --split "$folder/split.json" --model "$model" --out "$folder/packed" --seed "$seed" \
         ${priors:+--priors "$priors"}
+}
+
+train_variant() {  # train_variant stage|was_done, with the local variables of `experiment`
+    "$1" "$marks/train-$variant" "$what: fine-tuning, $variant" "$marks/pack $recipe" \
+        train_on_cards "$gpus" --config "$recipe" --data "$folder/packed" --model "$model" --variant "$variant" --out "$folder/$variant" \
+        --set "seed=$seed" ${settings[@]:+"${settings[@]}"}
+}
+
+predict_variant() {  # predict_variant stage|was_done, with the local variables of `experiment`
+    "$1" "$marks/predict-$variant" "$what: predicting, $variant" "$marks/train-$variant" \
+        python launch/predict.py --run "$folder/$variant" --data "$folder/packed" --split test --out "$folder/$variant/predictions.jsonl"
 }
 
 experiment() {  # experiment FOLDER SEED [CATEGORY]: from packed data to the scores of all variants
     local folder="$1" seed="$2" category="${3:-}" marks="$1/done" variant predictions=() finished="" what
     what="seed $seed${category:+, $category}"
     for variant in ${variants//,/ }; do
-        stage "$marks/train-$variant" "$what: fine-tuning, $variant" "$marks/pack $recipe" \
-            train_on_cards "$gpus" --config "$recipe" --data "$folder/packed" --model "$model" --variant "$variant" --out "$folder/$variant" \
-            --set "seed=$seed" ${settings[@]:+"${settings[@]}"}
+        train_variant stage
         drop_stale "$folder/$variant/predictions.jsonl" "$marks/train-$variant"
-        stage "$marks/predict-$variant" "$what: predicting, $variant" "$marks/train-$variant" \
-            python launch/predict.py --run "$folder/$variant" --data "$folder/packed" --split test --out "$folder/$variant/predictions.jsonl"
-        predictions+=("$folder/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"
+        predict_variant stage
+    done
+    for variant in no_physics single_turn multi_turn; do
+        # Variants that this command does not name stay in the scores where an earlier one has finished them.
+        if [[ ",$variants," == *",$variant,"* ]] || { train_variant was_done && predict_variant was_done; }; then
+            predictions+=("$folder/$variant/predictions.jsonl") finished="$finished $marks/predict-$variant"
+        fi
     done
     stage "$marks/score" "$what: scoring" "$finished${priors:+ $out/priors.list}" \
         python launch/score.py --predictions "${predictions[@]}" --data "$folder/packed" --out "$folder/scores" --overwrite \
@@ -153,8 +173,10 @@ each_model() {  # each_model FUNCTION: call it with FOLDER SEED [CATEGORY] for e
 
 if [ -n "$per_category" ]; then
     # One split of all, which nothing trains on, finds the categories with too few clips, without a prior or too long for the model: at once.
+    advice="$of_split"
     stage "$out/done/split" "looking through all categories" "$out/videos.list" \
         python data_prep/split.py --videos "$videos" --out "$out/split.json" "${protocol[@]}"
+    advice=""
     stage "$out/done/check" "checking priors and dialogues" "$out/done/split${priors:+ $out/priors.list}" \
         python data_prep/pack.py --check --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" \
         ${priors:+--priors "$priors"}

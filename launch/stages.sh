@@ -6,8 +6,7 @@ say() { printf '\n== %s\n' "$*"; }
 
 stage() {  # stage MARK_FILE "what it does" "files it depends on, without blanks in their names" command...
     local mark="$1" title="$2" before="$3" key; shift 3
-    # shellcheck disable=SC2086
-    key="$({ printf '%s\n' "$*"; [ -z "$before" ] || cat $before; } | cksum | tr ' ' '-')"
+    key="$(stage_key "$before" "$@")"
     if [ -f "$mark" ] && [ "$(cat "$mark")" = "$key" ]; then
         echo "-- $title: done before"
         repeated=""
@@ -21,6 +20,17 @@ stage() {  # stage MARK_FILE "what it does" "files it depends on, without blanks
     echo "$key" > "$mark"
 }
 
+stage_key() {  # stage_key "files it depends on" command...
+    local before="$1"; shift
+    # shellcheck disable=SC2086
+    { printf '%s\n' "$*"; [ -z "$before" ] || cat $before; } | cksum | tr ' ' '-'
+}
+
+was_done() {  # was_done arguments of `stage`...: whether it would be skipped
+    local mark="$1" before="$3"; shift 3
+    [ -f "$mark" ] && [ "$(cat "$mark")" = "$(stage_key "$before" "$@")" ]
+}
+
 stage_failed() {  # stage_failed "what it does" STATUS: 2 is what the commands answer to an input that they refuse
     local cure="what was made before it is kept, run the same command again to go on"
     unclaim_out
@@ -28,10 +38,13 @@ stage_failed() {  # stage_failed "what it does" STATUS: 2 is what the commands a
         cure="correct this, then run the same or the corrected command again"
     elif [ "$2" -eq 2 ]; then
         cure="correct this, then run the same command again, which goes on from there; with other options of this script give another --out"
-        ! may_set_anew "${claimed:-.}" || cure="correct this, then run the same command again, which goes on from there, or with another --set; with"\
-" other options of this script give another --out"
+        if may_set_anew "${claimed:-.}"; then
+            cure="correct this, then run the same command again, which goes on from there, or with another --set; with other options of this"\
+" script give another --out"
+            [ -z "$(begun_runs "$claimed")" ] || cure="${cure/another --set/another --set of a key that a begun training may change}"
+        fi
     fi
-    echo "error: the stage '$1' failed; $cure" >&2
+    echo "error: the stage '$1' failed; ${advice:+$advice; }$cure" >&2
     exit 2
 }
 
@@ -96,6 +109,41 @@ except ValueError as error:
     sys.exit(f"error: {error}")' "$@" || exit 2
 }
 
+check_begun() {  # check_begun FOLDER RECIPE key=value...: trainings that have begun there with other settings are told of now, not by train.py
+    [ -f "$1/settings" ] && may_set_anew "$1" && [ -n "$(begun_runs "$1")" ] || return 0
+    begun_runs "$1" | python -c 'import sys
+from pathlib import Path
+from vlmphys.config import differences, load_config, read_back
+given = load_config(sys.argv[2], sys.argv[3:])
+for line in sys.stdin:
+    run = Path(line.rstrip("\n")).parent
+    try:
+        begun = read_back(run / "config.yaml")
+    except ValueError:
+        continue
+    # What the script gives itself differs from run to run, or its claim of the folder compares it.
+    other = [one for one in differences(begun, given) if one.split()[0] not in ("model", "variant", "out", "data", "seed")]
+    if other:
+        sys.exit("error: the training in %s has begun with other settings: %s; go on with the same settings, remove %s to train it anew, "
+                 "or give another --out" % (run, "; ".join(other), run))' "$@" || exit 2
+}
+
+begun_runs() {  # begun_runs FOLDER: the config of each training below it that has begun, a line each
+    find "$1" -maxdepth 4 -name videos -prune -o -name packed -prune -o -name config.yaml -print | sort
+}
+
+check_model() {  # check_model NAME: 'tiny', a folder or a hub id; whether the hub has it is seen later
+    local near=""
+    case "$1" in
+        tiny) return ;;
+        [./~]*|*/*/*) [ -d "$1" ] || fail "--model '$1': no such folder" ;;
+        ?*/?*) ;;
+        *)
+            case "${1,,}" in t*n*y*|tin*|*tiny*) near=" (did you mean 'tiny'?)" ;; esac
+            [ -d "$1" ] || fail "--model '$1'$near: give 'tiny', a Hugging Face Video-LLaVA folder, or a hub id like org/name" ;;
+    esac
+}
+
 may_set_anew() {  # may_set_anew FOLDER: whether its settings end with those of --set, and no training has ended, which alone goes by them
     grep -qs ' set=' "$1/settings" && [ -z "$(find "$1" -path '*/done/train*' -print -quit)" ]
 }
@@ -121,7 +169,17 @@ claim_out() {  # claim_out FOLDER "settings": one folder holds what one set of s
         fail "$1 exists and was not made by this script: give another --out"
     fi
     mkdir -p "$1"
+    lock_out "$1"
     echo "$2" > "$1/settings"
+}
+
+lock_out() {  # lock_out FOLDER: until this script and all that it has started have ended, another one is refused
+    local lock status=0
+    command -v flock >/dev/null || return 0
+    exec {lock}<"$1"
+    # Status 9 says that another process holds it; others, that this file system locks no folders.
+    flock -n -E 9 "$lock" || status=$?
+    [ "$status" -ne 9 ] || fail "$1: another run of this script is writing into this folder; wait for it, or give another --out"
 }
 
 unclaim_out() {  # first stages that refused their input leave nothing behind: lists and splits, which take seconds, claim no folder

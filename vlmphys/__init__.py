@@ -1,8 +1,8 @@
 """vlmphys: fine-tune a video-language model to inspect mechanisms, after teaching it how they should move.
 
 Reading order. What a clip is and where it stands: `records`, `layout`, `clip_lists` (`sources`), `splits`, `held_out`, `near_duplicates`;
-how files are written: `files`. What is said about it: `priors`, `prompts`, `dialogue`; `prior_lint`, and `paeval` for the texts of other
-judges; drafts of texts: `prior_outline`, `draft_checks`, `drafting`; `dialogue_export` (`bridges`) for other toolkits. From video to
+how files are written: `files`. What is said about it: `priors`, `prompts`, `dialogue`; `leak_words`, `prior_lint`, and `paeval` for the texts of
+other judges; drafts of texts: `prior_outline`, `draft_checks`, `drafting`; `dialogue_export` (`bridges`) for other toolkits. From video to
 shards: `frame_rules`, `video`, `regions`, `pixels`, `shards` (`shard_files`), `packing` (`workers`, `unfinished`, `takeover`), `dialogue_packing`,
 `dialogue_views`, `verifying`; what the video tower makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to bottom: `config`,
 `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` ->

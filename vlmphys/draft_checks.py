@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 
 from vlmphys.judge_replies import unwrapped
-from vlmphys.priors import CONTROL_PATTERN, NORMAL_STATE, Prior, StateTexts, is_sentence, leaks
+from vlmphys.leak_words import leaks, negated
+from vlmphys.priors import CONTROL_PATTERN, NORMAL_STATE, Prior, StateTexts, is_sentence
 from vlmphys.prompts import VERDICT_WORDS, true_verdict
 from vlmphys.records import Verdict
 
@@ -21,8 +22,6 @@ FILLING = {"a", "an", "the", "this", "that", "these", "those", "it", "its", "is"
 MARKDOWN_PATTERN = re.compile(r"[*_`#~|<>\\]|\]\(|^\s*(?:[-•–]\s|\d+[.)]\s)")
 # A second sentence begins: a dot between two words, not one within a number.
 SECOND_SENTENCE_PATTERN = re.compile(r"[.!?][\"'”’)]*\s+\S")
-NEGATION = r"(?:not|no|never|nothing|none|neither|nor|without|cannot|hardly|free of|\w+n't)"
-NEGATED_PATTERN = re.compile(rf"\b{NEGATION}\b(?:\s+\w+){{0,2}}\s*$", re.IGNORECASE)
 ABNORMAL_PATTERN = re.compile(r"\b(?:abnormal|anomal)\w*", re.IGNORECASE)
 NORMAL_PATTERN = re.compile(r"\bnormal\w*", re.IGNORECASE)
 FAULT_PATTERN = re.compile(r"\b(?:fault|defect|damag|malfunction|fail|broken|wrong|problem)\w*", re.IGNORECASE)
@@ -107,18 +106,13 @@ class DraftChecks:
 
 def stated_verdict(text: str) -> Verdict | None:
     """The verdict that a text's words give away (`does not move as it should`, `no fault`, `anomalous`), None where they do not or contradict."""
-    said = {Verdict.ANOMALOUS if _negated(text, match) else Verdict.NORMAL
+    said = {Verdict.ANOMALOUS if negated(text, match) else Verdict.NORMAL
             for pattern in (NORMAL_PATTERN, WELL_PATTERN) for match in pattern.finditer(text)}
     without = NO_FAULT_PATTERN.sub(" ", text)
     said |= {Verdict.NORMAL} if without != text else set()
-    said |= {Verdict.NORMAL if _negated(without, match) else Verdict.ANOMALOUS
+    said |= {Verdict.NORMAL if negated(without, match) else Verdict.ANOMALOUS
              for pattern in (ABNORMAL_PATTERN, FAULT_PATTERN) for match in pattern.finditer(without)}
     return said.pop() if len(said) == 1 else None
-
-
-def _negated(text: str, match: re.Match) -> bool:
-    """Whether a negation stands at most two words before a match."""
-    return NEGATED_PATTERN.search(text[:match.start()]) is not None
 
 
 def _telling(text: str) -> tuple[str, ...]:

@@ -152,9 +152,15 @@ def _shared_notes(seeds: list[SeedResult]) -> list[str]:
     own = sorted({category for seed in seeds for rows in seed.records.values() for category in rows})
     protocols = sorted(set().union(*(seed.protocols for seed in seeds)))
     over = f"{len(seeds)} seeds: mean ± standard deviation over the seeds" if len(seeds) > 1 else "one seed"
-    return [f"columns of this run: {over}; split protocol {', '.join(protocols)}",
+    return [f"columns of this run: {over}; split protocol {', '.join(protocols)}", *_partial_notes(seeds),
             f"row {MEAN}: this run's columns are over the {len(own)} categories that it has, the published ones as printed, over 21 "
             "(all of Phys-AD but toothpaste), except LAVAD, Video-ChatGPT and Video-LLaMA in table 1, whose printed means are those over 22"]
+
+
+def _partial_notes(seeds: list[SeedResult]) -> list[str]:
+    """Of each variant that some of the seeds have and others have not, a sentence that names those its figures are of."""
+    having = {variant.value: [seed.name for seed in seeds if seed.records.get(variant.value)] for variant in VARIANTS}
+    return [f"{variant}: figures of {', '.join(names)} alone" for variant, names in having.items() if 0 < len(names) < len(seeds)]
 
 
 def _detection(seeds: list[SeedResult]) -> TextTable:

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vlmphys.files import json_bytes, write_atomic, writing
+from vlmphys.files import json_bytes, read_json, write_atomic, writing
 from vlmphys.frame_rules import frame_indices
 from vlmphys.layout import NORMAL_STATE
-from vlmphys.mechanisms import load_mechanism
+from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
 from vlmphys.records import stable_int
 
 MARKER = "preview.json"
+SHEET_SUFFIX, ANIMATION_SUFFIX = ".png", ".webp"
 OVERVIEW = "mechanisms.png"
 FRAMES = 8
 TILE, OVERVIEW_TILE, ANIMATION_TILE = 112, 62, 128       # pixels a picture
@@ -112,7 +113,8 @@ def webp_bytes(frames: list[Image.Image]) -> bytes:
 
 def write_preview(folder: Path, categories: tuple[str, ...], seed: int, appearance: str,
                   advance: Callable[[str], None] = lambda category: None) -> list[Path]:
-    """Write <category>.png and <category>.webp for each category, and mechanisms.png; an earlier preview in the folder is written over.
+    """Write <category>.png and <category>.webp for each category, and mechanisms.png; an earlier preview in the folder is written
+    over, and what it shows of other categories is deleted.
 
     `advance` is told each category when it is done. Returns the files. Raises ValueError for a folder that holds anything but a preview, and
     for one that cannot be written.
@@ -122,12 +124,24 @@ def write_preview(folder: Path, categories: tuple[str, ...], seed: int, appearan
     written = []
     with writing("--preview", folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_others(folder, categories)
         write_atomic(folder / MARKER, json_bytes({"categories": list(categories), "seed": seed, "appearance": appearance}))
         for category in categories:
-            for name, data in ((f"{category}.png", png_bytes(contact_sheet(category, seed, appearance))),
-                               (f"{category}.webp", webp_bytes(animation(category, seed, appearance)))):
+            for name, data in ((f"{category}{SHEET_SUFFIX}", png_bytes(contact_sheet(category, seed, appearance))),
+                               (f"{category}{ANIMATION_SUFFIX}", webp_bytes(animation(category, seed, appearance)))):
                 write_atomic(folder / name, data)
                 written.append(folder / name)
             advance(category)
         write_atomic(folder / OVERVIEW, png_bytes(overview(categories, seed, appearance)))
     return [*written, folder / OVERVIEW]
+
+
+def _remove_others(folder: Path, categories: tuple[str, ...]) -> None:
+    """Delete the pictures that an earlier preview made, as its marker says, of other categories than these."""
+    if not (folder / MARKER).is_file():
+        return
+    earlier = read_json(folder / MARKER, "give a new or an empty folder as --preview").get("categories")
+    for category in set(known_mechanisms()) - set(categories):
+        if isinstance(earlier, list) and category in earlier:
+            for suffix in (SHEET_SUFFIX, ANIMATION_SUFFIX):
+                (folder / f"{category}{suffix}").unlink(missing_ok=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vlmphys.dialogue import tokenize_dialogue
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
-from vlmphys.priors import KINDS, PRIORS_FOLDER, Prior, duplicates, few_texts, lint, read_prior
+from vlmphys.priors import KINDS, NOT_READ, PRIORS_FOLDER, Prior, duplicates, few_texts, lint, misnamed_files, read_prior
 from vlmphys.prompts import SYSTEM, longest_dialogue
-from vlmphys.records import NORMAL_STATES, Variant
+from vlmphys.records import NORMAL_STATES, Variant, counted
 
 PACKAGE = "package"
 FRAMES = 8
+SHOWN = 3           # problems that a warning lists
 
 
 @dataclass
@@ -36,6 +37,9 @@ def lint_priors(folder: str | Path, model: str = "tiny", frames: int = FRAMES) -
     report, priors = PriorsReport(), {}
     for path in _files(folder):
         report.files += 1
+        if path.suffix != ".yaml":
+            report.problems.append(f"prior {path}: is {NOT_READ}")
+            continue
         try:
             priors[path.stem] = read_prior(path)
         except ValueError as error:
@@ -46,10 +50,24 @@ def lint_priors(folder: str | Path, model: str = "tiny", frames: int = FRAMES) -
         # What stands twice is told once, below, over all files.
         report.problems += [problem for problem in lint(prior) if problem not in duplicates({prior.category: prior})]
         report.hints += few_texts(prior)
+        if any(letter.isspace() for letter in prior.category):
+            report.hints.append(f"{prior.category}: the name holds a blank, which launch/reproduce_paper.sh --per-category does not take")
     report.problems += duplicates(priors) + too_long(priors, model, frames)
     if str(folder) == PACKAGE:
         report.problems += uncovered(priors)
     return report
+
+
+def lint_warning(priors: dict[str, Prior], folder: str | Path | None) -> str:
+    """What a command that uses these priors says of their problems: how many, the first three, and the command that shows all; nothing where
+    there is none. `folder` is the user's own, None for the package's."""
+    problems = [problem for prior in priors.values() for problem in lint(prior)]
+    problems = list(dict.fromkeys([*problems, *duplicates(priors)]))
+    if not problems:
+        return ""
+    head = (f"warning: {counted(len(problems), 'problem')} in the priors spoil what is trained on them; python data_prep/verify.py --priors "
+            f"{PACKAGE if folder is None else folder} shows all, the first:")
+    return "\n".join([head, *(f"  {problem}" for problem in problems[:SHOWN])])
 
 
 def _files(folder: str | Path) -> list[Path]:
@@ -57,7 +75,7 @@ def _files(folder: str | Path) -> list[Path]:
     if not place.is_dir():
         reason = f"is a file: give its folder, {place.parent}" if place.is_file() else f"does not exist: give a folder of YAML files, or {PACKAGE!r}"
         raise ValueError(f"priors folder {place} {reason}")
-    files = sorted([*place.glob("*.yaml"), *place.glob("*.yml")])
+    files = sorted([*(path for path in place.glob("*.yaml") if not path.name.startswith(".")), *misnamed_files(place)])
     if not files:
         raise ValueError(f"priors folder {place} holds no <category>.yaml file")
     return files

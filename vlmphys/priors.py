@@ -14,7 +14,8 @@ from typing import Iterable
 
 import yaml
 
-from vlmphys.records import NORMAL_STATES, nearest, nearest_state, sha256_text
+from vlmphys.leak_words import leaks, leaks_before_verdict, leaks_in_anomalous, leaks_in_normal
+from vlmphys.records import NORMAL_STATES, nearest, nearest_state, sha256_text, shortened
 
 PRIORS_FOLDER = Path(__file__).parent / "priors"
 PARTS = ("component", "dynamic", "motion")
@@ -22,10 +23,10 @@ QUESTION_KEYS = (*PARTS, "verdict", "single_turn")
 KINDS = ("descriptions", "explanations")
 NORMAL_STATE = NORMAL_STATES[0]
 TEXTS_PER_STATE = 5  # of each kind: what PAEval compares with
+NOT_READ = "named .yml, only .yaml are read: rename it"
 # Signs that may stand around a sentence, and those that end it.
 AROUND = "\"'“”‘’«»()[] "
 ENDS = (".", "!", "?", "。", "！", "？")
-VERDICT_WORDS_PATTERN = r"(?:ab)?normal\w*|anomal\w*|verdict\w*"
 # Strings that mean something to the dialogue's format or to the tokenizer: inside a text they would move the label mask.
 CONTROL_PATTERN = re.compile(r"<(?:video|image|pad|unk|s|/s)>|\bUSER:|\bASSISTANT:|\bVerdict:|\bReason:|[\x00-\x1f]")
 
@@ -78,7 +79,7 @@ def load_priors(categories: Iterable[str], extra_dir: Path | str | None = None) 
     unknown = [category for category in wanted if category not in files]
     if unknown:
         listed = "; ".join(f"{category!r}{nearest(category, files)}" for category in unknown)
-        raise ValueError(f"no prior for the category {listed}. Known: {', '.join(sorted(files))}. "
+        raise ValueError(f"no prior for the category {listed}. Known: {shortened(sorted(files))}. "
                          "To add a category, put <category>.yaml into a folder and give that folder with --priors DIR")
     return {category: read_prior(files[category]) for category in wanted}
 
@@ -151,14 +152,21 @@ def yaml_text(value: dict) -> str:
 def lint(prior: Prior) -> list[str]:
     """Problems that do not stop a file from loading but spoil an experiment; an empty list where there is none.
 
-    A verdict or an anomaly's name in what the model reads before its verdict, and texts that stand twice.
+    A verdict or an anomaly's name in what the model reads before its verdict, texts of a state that say the other verdict, or of the normal
+    one that name a fault, and texts that stand twice.
     """
     problems = []
     anomalies = [state for state in prior.states if state not in NORMAL_STATES]
-    before_verdict = [(part, getattr(prior, part)) for part in PARTS]
-    before_verdict += [(f"questions.{part}", question) for part in PARTS for question in prior.questions.get(part, ())]
-    for where, text in before_verdict:
-        problems += [f"{prior.category}: {where} names {leak!r} before the verdict: {text!r}" for leak in leaks(text, anomalies)]
+    before_verdict = [(part, text, leaks_before_verdict(text, anomalies)) for part in PARTS for text in (getattr(prior, part),)]
+    # A question may ask how a part moves when all is as it should be: it does not say that it is.
+    before_verdict += [(f"questions.{part}", text, leaks(text, anomalies)) for part in PARTS for text in prior.questions.get(part, ())]
+    for where, text, found in before_verdict:
+        problems += [f"{prior.category}: {where} names {leak!r} before the verdict: {text!r}{place_in_file(prior, text)}" for leak in found]
+    for state, texts in prior.states.items():
+        for where, text in ((f"states.{state}.{kind}", text) for kind in KINDS for text in getattr(texts, kind)):
+            other = leaks_in_normal(text, anomalies) if state in NORMAL_STATES else leaks_in_anomalous(text)
+            what = "in a text of normal clips" if state in NORMAL_STATES else "in a text of anomalous clips"
+            problems += [f"{prior.category}: {where} says {leak!r} {what}: {text!r}{place_in_file(prior, text)}" for leak in other]
     return problems + duplicates({prior.category: prior})
 
 
@@ -167,16 +175,6 @@ def few_texts(prior: Prior) -> list[str]:
     counts = ((state, kind, len(getattr(texts, kind))) for state, texts in prior.states.items() for kind in KINDS)
     return [f"{prior.category}: states.{state}.{kind} has {count} of the {TEXTS_PER_STATE} or more texts that are wanted"
             for state, kind, count in counts if count < TEXTS_PER_STATE]
-
-
-def leaks(text: str, anomalies: Iterable[str]) -> list[str]:
-    """The words of `text` that give a verdict or name one of `anomalies` (folder names), in any inflection, as they stand there."""
-    patterns = [VERDICT_WORDS_PATTERN]
-    for state in anomalies:
-        words = [re.escape(word) for word in re.split(r"[_\W]+", state.lower()) if word]
-        stem = words[-1][:-1] if words[-1].endswith("e") and len(words[-1]) > 4 else words[-1]
-        patterns.append(r"[\s_-]*".join([*words[:-1], stem]) + r"\w*")
-    return [match.group(0) for pattern in patterns for match in re.finditer(rf"\b(?:{pattern})", text, re.IGNORECASE)]
 
 
 def duplicates(priors: dict[str, Prior]) -> list[str]:
@@ -194,9 +192,39 @@ def duplicates(priors: dict[str, Prior]) -> list[str]:
             plain = " ".join(re.findall(r"\w+", text.lower()))
             here = f"{category}: {where}"
             if plain in seen:
-                problems.append(f"{here} repeats {seen[plain]}: {text!r}")
+                problems.append(f"{here} repeats {seen[plain]}: {text!r}{place_in_file(prior, text, last=True)}")
             seen.setdefault(plain, here)
     return problems
+
+
+def place_in_file(prior: Prior, text: str, last: bool = False) -> str:
+    """` (pump.yaml, line 3)`: where a text stands for the first time, or the last, in the file that a prior was read from; nothing where it was
+    read from none. Reads the file again: for a message, not for a loop."""
+    if not prior.source or not Path(prior.source).is_file():
+        return ""
+    lines, nodes = [], [compose(Path(prior.source))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.ScalarNode) and node.value.strip() == text:
+            lines.append(node.start_mark.line + 1)
+        elif isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            nodes += [value for _, value in node.value]
+    line = f", line {max(lines) if last else min(lines)}" if lines else ""
+    return f" ({prior.source}{line})"
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """The prior files of a folder, sorted; hidden ones are none. Raises ValueError for a file named .yml, which would be passed over."""
+    if misnamed := misnamed_files(folder):
+        raise ValueError(f"{misnamed[0]} is {NOT_READ}")
+    return sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
+
+
+def misnamed_files(folder: Path) -> list[Path]:
+    """Files named .yml, sorted."""
+    return sorted(path for path in folder.glob("*.yml") if not path.name.startswith("."))
 
 
 def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
@@ -207,7 +235,7 @@ def _prior_files(extra_dir: Path | str | None) -> dict[str, Path]:
             raise ValueError(f"priors folder {folder} is a file: give its folder, {folder.parent}")
         if not folder.is_dir():
             raise ValueError(f"priors folder {folder} does not exist: give a folder that holds <category>.yaml files")
-        files.update({path.stem: path for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])})
+        files.update({path.stem: path for path in yaml_files(folder)})
     return files
 
 

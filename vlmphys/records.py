@@ -77,6 +77,14 @@ def counted(number: int, noun: str, several: str | None = None) -> str:
     return f"{number} {noun if number == 1 else several or noun + 's'}"
 
 
+def shortened(entries: Iterable[object], separator: str = ", ", most: int = 10) -> str:
+    """A list for a message: its first entries, and how many more there are (`a, b, ..., and 12 more`)."""
+    entries = [str(entry) for entry in entries]
+    if len(entries) <= most + 1:
+        return separator.join(entries)
+    return separator.join([*entries[:most], "...", f"and {len(entries) - most} more"])
+
+
 def sha256_text(text: str) -> str:
     """Hex digest of a text, as UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()

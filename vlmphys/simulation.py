@@ -13,13 +13,15 @@ import cv2
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlmphys.files import clear_disk_errors, json_bytes, read_json, write_atomic
+from vlmphys.files import clear_disk_errors, json_bytes, only_writer, read_json, write_atomic
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
-from vlmphys.records import counted, stable_int
+from vlmphys.records import counted, shortened, stable_int
 
 SETTINGS_FILE = "simulation.json"
+PARTIAL = ".partial"        # ends the name of a clip that is being encoded
+NOT_OURS = "exists and is not a simulated bench: give a new folder as --out"
 SIZES = (32, 1080)
 CRF = (16, 30)              # x264's constant rate factor, finest and coarsest
 
@@ -41,7 +43,7 @@ class SimulationConfig:
         """Check what a user asked for. Raises ValueError with the value, the rule and the cure."""
         names = known_mechanisms() if categories == "all" else [name.strip() for name in categories.split(",") if name.strip()]
         if not names:
-            raise ValueError(f"--categories {categories!r} names none: give 'all' or some of {', '.join(known_mechanisms())}")
+            raise ValueError(f"--categories {categories!r} names none: give 'all' or some of {shortened(known_mechanisms())}")
         for name in names:
             load_mechanism(name)
         if clips_per_state < 1:
@@ -50,6 +52,8 @@ class SimulationConfig:
             raise ValueError(f"--train-clips is {train_clips}: at least 1 is needed")
         if not SIZES[0] <= size <= SIZES[1] or size % 2:
             raise ValueError(f"--size is {size}: give an even number from {SIZES[0]} to {SIZES[1]} pixels")
+        if seed < 0:
+            raise ValueError(f"--seed is {seed}: give 0 or a number above it")
         return cls(tuple(dict.fromkeys(names)), clips_per_state, train_clips or 2 * clips_per_state, size, appearance, seed)
 
 
@@ -79,20 +83,31 @@ def plan_clips(root: Path, config: SimulationConfig) -> list[ClipJob]:
 
 
 def simulate_bench(root: Path, config: SimulationConfig, workers: int | None = None) -> int:
-    """Write the bench into `root`, skipping clips that are there; returns how many were written. Raises ValueError for a folder that is not ours,
-    and for a full disk."""
+    """Write the bench into `root`, skipping clips that are there; returns how many were written.
+
+    Raises ValueError for a folder that is not ours, that another process is writing into, or that cannot be written, and for a full disk.
+    """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise ValueError(f"--workers is {workers}: at least 1 is needed")
-    _claim_folder(root, config)
-    planned = plan_clips(root, config)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"{root} {NOT_OURS}")
+    with only_writer(root, "simulating"), clear_disk_errors(root, "finished clips"):
+        _claim_folder(root, config)
+        planned = plan_clips(root, config)
+        _remove_partials(planned)
+        return _write_missing(root, planned, workers)
+
+
+def _write_missing(root: Path, planned: list[ClipJob], workers: int) -> int:
+    """Write the clips that are not there, behind a progress bar; returns how many these were."""
     total, jobs = len(planned), [job for job in planned if not job.path.exists()]
     if not jobs:
         print(f"{root}: all {total} clips are there")
         return 0
     bar = Progress(TextColumn("simulate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
     context = multiprocessing.get_context("spawn")
-    with clear_disk_errors(root, "finished clips"), bar, context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
+    with bar, context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as processes:
         task, frames = bar.add_task("simulate", total=len(jobs), rate=""), 0
         for written in processes.imap_unordered(write_clip, jobs, chunksize=4):
             frames += written
@@ -112,20 +127,30 @@ def _claim_folder(root: Path, config: SimulationConfig) -> None:
             key = differing[0]
             raise ValueError(f"{root} holds a bench with {key} = {found.get(key)!r}, not {wanted[key]!r}: give another --out, or the same settings")
         return
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ValueError(f"{root} exists and is not a simulated bench: give a new folder as --out")
-    root.mkdir(parents=True, exist_ok=True)
+    if any(root.iterdir()):
+        raise ValueError(f"{root} {NOT_OURS}")
     write_atomic(settings, json_bytes(wanted))
+
+
+def _remove_partials(planned: list[ClipJob]) -> None:
+    """Remove what a run that was killed had begun to encode."""
+    for folder in {job.path.parent for job in planned}:
+        for partial in folder.glob(f"*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
 
 
 def write_clip(job: ClipJob) -> int:
     """Simulate, draw, encode; the video appears under its name only when it and its ground truth are complete. Returns frames written."""
     clip = simulate_clip(load_mechanism(job.category), job.category, job.state, job.seed, job.appearance)
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    partial = job.path.with_suffix(".partial")
-    count = encode_h264(partial, clip.frames(job.size), job.size, encoder_crf(job.seed))
-    job.path.with_suffix(".json").write_text(json.dumps(ground_truth(job, clip)) + "\n")
-    os.replace(partial, job.path)
+    # The process's number in the name: a worker that outlives its killed run must not give away what the next run has half written.
+    partial = job.path.with_suffix(f".{os.getpid()}{PARTIAL}")
+    try:
+        count = encode_h264(partial, clip.frames(job.size), job.size, encoder_crf(job.seed))
+        job.path.with_suffix(".json").write_text(json.dumps(ground_truth(job, clip)) + "\n")
+        os.replace(partial, job.path)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
 
 

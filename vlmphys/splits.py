@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlmphys.files import json_bytes, read_json, write_atomic
 from vlmphys.layout import NORMAL_STATE, TEST_FOLDER, TRAIN_FOLDER, Clip
-from vlmphys.records import Split, counted, nearest, stable_int
+from vlmphys.records import Split, counted, nearest, shortened, stable_int
 
 SPLIT_VERSION = 1
 PROTOCOLS = ("weak", "ratio", "unsupervised", "given")
@@ -146,7 +146,7 @@ def of_categories(clips: list[Clip], categories: str | None) -> list[Clip]:
     unknown = [name for name in names if name not in present]
     if unknown or not names:
         missed = f"no clip of category {'; '.join(f'{name!r}{nearest(name, present)}' for name in unknown)}" if unknown else "names no category"
-        raise ValueError(f"--categories {categories!r}: {missed}: there are {', '.join(present)}")
+        raise ValueError(f"--categories {categories!r}: {missed}: there are {shortened(present)}")
     return [clip for clip in clips if clip.category in names]
 
 
@@ -282,7 +282,7 @@ def supervised_counts(folders: dict[tuple[str, str], list[Clip]], protocol: str,
     if short:
         cures = [f"lower {'--ratio' if protocol == 'ratio' else '--per-anomaly'}, or add clips"] if max(short.values()) > 1 else []
         cures += ["a single clip cannot both train and be tested: add clips of that anomaly, or take it away"] if min(short.values()) == 1 else []
-        listed = "; ".join(f"{'/'.join(place)} has {count} and would give {counts[place]}" for place, count in short.items())
+        listed = shortened((f"{'/'.join(place)} has {count} and would give {counts[place]}" for place, count in short.items()), "; ", 5)
         raise ValueError(f"protocol {(named or protocol)!r} takes its clips from each anomaly and at least one must remain for the test: "
                          f"{listed}. To mend it: {'; '.join(cures)}")
     return counts

@@ -69,7 +69,8 @@ def aurocs(run: Path, data: Path, split: Split, shuffle: int | None, device: str
 
 def main(arguments: list[str] | None = None) -> int:
     """0: printed; 2: something is wrong, as one message says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="the run's packed clips")
     parser.add_argument("--split", type=Split, choices=tuple(Split), default=Split.TEST)

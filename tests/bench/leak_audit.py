@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from vlmphys.cues import CUES, FILE_CUES, MOTION_CUES, STILL_CUES, ClipCues, measure_clip
 from vlmphys.files import check_target, json_bytes, write_atomic, writing
@@ -33,6 +35,7 @@ from vlmphys.workers import Lost, run_in_order
 SHORTCUTS = (*STILL_CUES, *FILE_CUES)
 SOLVED, MEAN_LIMIT = 0.80, 0.65
 READER_LIMIT_SECONDS = 120.0
+WIDEST = 1000        # columns that a table may be measured for
 
 
 def measure(clips: list[Clip], workers: int) -> tuple[dict[str, ClipCues], list[str]]:
@@ -94,16 +97,30 @@ def _row(clips: list[Clip], cues: dict[str, ClipCues], seed: int) -> dict:
 
 def conclusions(result: dict[str, dict]) -> dict[str, list]:
     """What is above the limits: categories whose faults of motion a shortcut solves, such faults that a still shows, cues whose mean is too high
-    (shortcuts, motion cues); and the faults that one frame shows by nature, with the still that shows them best."""
-    solved = [(category, cue, row["motion"]["auroc"][cue]) for category, row in result.items() if row["motion"] for cue in SHORTCUTS
-              if (row["motion"]["auroc"][cue] or 0) > SOLVED]
-    stills = [(f"{category}/{state}", cue, row["auroc"][cue]) for category, entry in result.items() for state, row in entry["anomalies"].items()
-              for cue in STILL_CUES if state not in entry["visible"] and (row["auroc"][cue] or 0) > SOLVED]
+    (shortcuts, motion cues); apart from these what chance gives as well with so few clips (`unclear`, with the band around .5); and the faults
+    that one frame shows by nature, with the still that shows them best."""
+    of_categories = [(category, cue, row["motion"]) for category, row in result.items() if row["motion"] for cue in SHORTCUTS]
+    of_folders = [(f"{category}/{state}", cue, row) for category, entry in result.items() for state, row in entry["anomalies"].items()
+                  for cue in STILL_CUES if state not in entry["visible"]]
+    solved, stills = ([(place, cue, row["auroc"][cue]) for place, cue, row in rows if is_told(row, cue)] for rows in (of_categories, of_folders))
+    unclear = [(place, cue, row["auroc"][cue], chance_band(row)) for place, cue, row in (*of_categories, *of_folders)
+               if (row["auroc"][cue] or 0) > SOLVED and not is_told(row, cue)]
     visible = [(f"{category}/{state}", entry["visible"][state], *max(((cue, row["auroc"][cue] or 0.0) for cue in STILL_CUES), key=lambda one: one[1]))
                for category, entry in result.items() for state, row in entry["anomalies"].items() if state in entry["visible"]]
     means = [(cue, value) for cue, value in cue_means(result).items() if value > MEAN_LIMIT]
-    return {"solved": solved, "stills": stills, "visible": visible, "means": [pair for pair in means if pair[0] in SHORTCUTS],
+    return {"solved": solved, "stills": stills, "unclear": unclear, "visible": visible, "means": [pair for pair in means if pair[0] in SHORTCUTS],
             "motion_means": [pair for pair in means if pair[0] in MOTION_CUES]}
+
+
+def chance_band(row: dict) -> float:
+    """How far from .5 the AUROC of a cue that knows nothing may well lie: twice its standard error."""
+    return 2 * row["chance_error"]
+
+
+def is_told(row: dict, cue: str) -> bool:
+    """Whether a cue is above the limit, and higher than chance makes it with this row's clips."""
+    value = row["auroc"][cue]
+    return value is not None and value > max(SOLVED, 0.5 + chance_band(row))
 
 
 def cue_means(result: dict[str, dict], of_motion: bool = False) -> dict[str, float]:
@@ -130,26 +147,36 @@ def show(result: dict[str, dict], console: Console) -> None:
     categories.add_row("mean", "", "", *(_figure(means[cue], MEAN_LIMIT) for cue in CUES))
     if motion_means := cue_means(result, of_motion=True):
         categories.add_row("mean, faults of motion", "", "", *(_figure(motion_means[cue], MEAN_LIMIT) for cue in CUES))
-    console.print(categories)
+    _print_whole(categories, console)
     folders = _table("category/anomaly")
     for category, entry in result.items():
         for state, row in entry["anomalies"].items():
             if not row["reason"]:
                 folders.add_row(f"{category}/{state}", *_cells(row))
-    console.print(folders)
+    _print_whole(folders, console)
     _show_conclusions(conclusions(result), console)
 
 
 def _table(first: str) -> Table:
-    table = Table(first, "clips", "chance", title="out-of-fold AUROC, normal against anomalous", caption="chance: .5 and twice the standard "
-                  "error of a cue that knows nothing; frame difference and optical flow are motion cues, no shortcuts")
+    named = [Column(header, no_wrap=True) for header in (first, "clips", "chance")]
+    table = Table(*named, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="out-of-fold AUROC, normal against anomalous",
+                  caption="chance: .5 and twice the standard error of a cue that knows nothing; frame difference and optical flow are motion cues, "
+                  "no shortcuts")
     for cue in CUES:
-        table.add_column(cue, justify="right")
+        table.add_column(cue.replace(" ", "\n"), justify="right", no_wrap=True)
     return table
 
 
 def _cells(row: dict) -> list[str]:
-    return [f"{row['normal']}+{row['anomalous']}", f".5 ± {2 * row['chance_error']:.2f}", *(_figure(row["auroc"][cue], SOLVED) for cue in CUES)]
+    return [f"{row['normal']}+{row['anomalous']}", f".5 ± {chance_band(row):.2f}", 
+            *(_figure(row["auroc"][cue], max(SOLVED, 0.5 + chance_band(row))) for cue in CUES)]
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table with every name in full: where the console is narrower than that takes, in longer lines."""
+    width = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    wide = console if console.width >= width else Console(file=console.file, width=width, highlight=False)
+    wide.print(table)
 
 
 def _figure(value: float, limit: float) -> str:
@@ -164,6 +191,10 @@ def _show_conclusions(found: dict[str, list], console: Console) -> None:
     for key, title in listed.items():
         entries = "; ".join(f"{entry[0]} {entry[-1]:.2f}" if len(entry) == 2 else f"{entry[0]} by {entry[1]} {entry[2]:.2f}" for entry in found[key])
         console.print(f"{title}: {entries or 'none'}", markup=False, highlight=False, soft_wrap=True)
+    if found["unclear"]:
+        entries = "; ".join(f"{place} by {cue} {area:.2f} (.5 ± {band:.2f} is chance)" for place, cue, area, band in found["unclear"])
+        console.print(f"too few clips to tell (above {SOLVED:.2f}, and within what chance gives): {entries}", markup=False, highlight=False,
+                      soft_wrap=True)
     if found["visible"]:
         console.print("faults that one frame shows by nature, and the still that shows them best:", highlight=False, soft_wrap=True)
     for folder, reason, cue, area in found["visible"]:
@@ -171,7 +202,8 @@ def _show_conclusions(found: dict[str, list], console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     allow_abbrev=False)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
     parser.add_argument("--categories", help="comma-separated names; all where None")

@@ -183,7 +183,8 @@ def _figure(value: float | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     allow_abbrev=False)
     parser.add_argument("--videos", required=True, help="a bench that data_prep/simulate.py wrote")
     parser.add_argument("--frames", default=",".join(map(str, COUNTS)), help="numbers of frames, evenly from the first to the last; the model's 8 "
                         "are always among them, once evenly and once with uneven gaps")

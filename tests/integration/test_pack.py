@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -170,6 +171,13 @@ def test_a_check_writes_nothing(videos, repository, tiny_model_folder, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/fan.yaml").write_text("component: broken")
     assert "'dynamic' is missing" in command(repository, *words, "--priors", tmp_path / "mine", status=2)
+    shipped = (repository / "vlmphys/priors/fan.yaml").read_text()
+    (tmp_path / "mine/fan.yaml").write_text(re.sub("(?m)^motion: .*$", "motion: The blades turn as they should and the hub never vibrates.", shipped))
+    done = subprocess.run([sys.executable, "data_prep/pack.py", *map(str, words[1:]), "--priors", str(tmp_path / "mine")], cwd=repository,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "priors and dialogues fit" in done.stdout
+    assert done.stderr.startswith(f"warning: 2 problems in the priors spoil what is trained on them; python data_prep/verify.py --priors "
+                                  f"{tmp_path / 'mine'} shows all, the first:\n  fan: motion names ")
     assert not (tmp_path / "packed").exists()
 
 

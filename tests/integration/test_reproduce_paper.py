@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -163,3 +165,52 @@ def test_paths_with_a_blank_are_refused_before_anything_is_written(paper, tmp_pa
     assert status == 2 and f"--recipe '{recipe}' holds a blank" in error and commands == []
     assert not (tmp_path / "r/runs").exists()
     assert paper("--videos", str(root))[0] == 0
+
+
+def test_a_seed_added_with_fewer_variants_keeps_those_of_the_others(paper, tmp_path):
+    root = videos(tmp_path, "fan")
+    arguments = ("--videos", str(root), "--seeds")
+    assert paper(*arguments, "1")[0] == 0
+    status, commands, error = paper(*arguments, "2", "--variants", "no_physics")
+    assert status == 0, error
+    assert short(commands) == [*prepared("seed_1"), *experiment("seed_1", ("no_physics",)), "paper_tables tables"], "seed_0 is not scored again"
+    (root / "fan/train/1.mp4").touch()
+    scorings = [command for command in paper(*arguments, "1", "--variants", "no_physics")[1] if "score.py" in command]
+    assert len(scorings) == 1 and "no_physics" in scorings[0] and "multi_turn" not in scorings[0], "models of other clips are no longer scored"
+
+
+@pytest.mark.parametrize("more", [(), ("--per-category",)])
+def test_a_split_that_is_refused_is_told_in_options_of_this_script(paper, tmp_path, more):
+    split = "runs/paper/split.json" if more else "runs/paper/seed_0/split.json"
+    status, _, error = paper("--videos", str(videos(tmp_path, "fan")), *more, refused=split)
+    assert status == 2 and "failed; --per-anomaly and --ratio above are --anomalies here; correct this" in error
+    assert "--per-anomaly" not in paper("--videos", str(tmp_path / "videos"), refused="runs/paper/seed_0/fan/packed" if more else "--model")[2]
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ("tinny", "--model 'tinny' (did you mean 'tiny'?): give 'tiny', a Hugging Face Video-LLaVA folder, or a hub id like org/name"),
+    ("llava", "--model 'llava': give 'tiny'"), ("./models/none", "--model './models/none': no such folder"),
+    ("/no/such/model", "--model '/no/such/model': no such folder")])
+def test_a_model_that_is_none_is_refused_before_the_environment_is_made(paper, tmp_path, model, message):
+    (tmp_path / "r/launch/environment.sh").write_text('fail() { echo "error: $*" >&2; exit 2; }\nensure_environment() { touch environment; }\n')
+    status, commands, error = paper("--model", model)
+    assert status == 2 and error.startswith(f"error: {message}") and commands == [] and not (tmp_path / "r/environment").exists()
+
+
+def test_a_second_run_into_one_folder_is_refused_at_any_stage(paper, tmp_path):
+    root = videos(tmp_path, "fan")
+    assert paper("--videos", str(root), "--variants", "multi_turn")[0] == 0
+    handle = os.open(tmp_path / "r/runs/paper", os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        status, commands, error = paper("--videos", str(root))
+    finally:
+        os.close(handle)
+    assert (status, commands) == (2, []) and error.endswith(
+        "error: runs/paper: another run of this script is writing into this folder; wait for it, or give another --out\n")
+    assert paper("--videos", str(root))[0] == 0
+
+
+def test_its_help_says_where_it_installs(paper):
+    done = subprocess.run(["bash", "launch/reproduce_paper.sh", "--help"], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0 and "It makes .venv in the repository" in done.stdout

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vlmphys.config import load_config, to_yaml
 from vlmphys.records import VIDEO_SUFFIXES
 
 pytestmark = pytest.mark.integration
@@ -170,6 +171,27 @@ def test_another_set_is_taken_until_a_training_has_ended(repository, tmp_path):
     assert (tmp_path / "log").read_text().split() == ["pack"], "what was packed is kept"
     refused = stages(repository, tmp_path, f"set -- 'lora_r=8 seed=1'\n{run}")
     assert refused.returncode == 2 and "made with other settings: nothing there, seed=1 here; give another --out" in refused.stderr
+
+
+def test_other_settings_than_those_of_a_begun_training_are_refused_at_once(repository, tmp_path):
+    """It was stopped, or its script was: no mark says that it ended, and train.py would refuse after a stage's start."""
+    recipe, begun = repository / "launch/recipes/paper_tiny.yaml", tmp_path / "out/seed_3/multi_turn"
+    begun.mkdir(parents=True)
+    config = load_config(recipe, ["model=tiny", "variant=multi_turn", "data=packed", f"out={begun}", "seed=3", "max_steps=4"])
+    (begun / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "out/settings").write_text("videos=a set=max_steps=4\n")
+    run = f"""
+    python() {{ PYTHONPATH="{repository}" "{sys.executable}" "$@"; }}
+    check_begun "$T/out" "{recipe}" %s
+    claim_out "$T/out" "videos=a set=%s"
+    """
+    refused = stages(repository, tmp_path, run % (("max_steps=6",) * 2))
+    assert refused.returncode == 2 and refused.stderr == (
+        f"error: the training in {begun} has begun with other settings: max_steps (4 there, 6 here); go on with the same settings, remove {begun} "
+        "to train it anew, or give another --out\n")
+    assert stages(repository, tmp_path, run % (("max_steps=4",) * 2)).returncode == 0
+    free = "max_steps=4 save_steps=2"
+    assert stages(repository, tmp_path, run % (free, free)).returncode == 0, "a key that a begun training may change"
 
 
 def test_settings_of_earlier_versions_are_known_again(repository, tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 
 import numpy as np
 import pytest
 from clip_files import encode_clip
 from launching import load_script
+from rich.console import Console
 
 from vlmphys.cues import CUES, PICTURE_CUES, ClipCues, frame_cues, measure_clip
 from vlmphys.layout import scan_videos
@@ -80,6 +82,31 @@ def test_the_audit_names_the_planted_leaks_and_nothing_else(tmp_path, leak_audit
     assert found["motion_means"] == []
     assert result["usb"]["reason"].startswith("20 normal and 0 anomalous") and set(result["usb"]["auroc"].values()) == {None}
     assert (result["fan"]["normal"], result["fan"]["anomalous"]) == (20, 20)
+
+
+def row_of(value: float, error: float) -> dict:
+    row = {"normal": 9, "anomalous": 3, "chance_error": error, "reason": "", "auroc": {cue: 0.5 for cue in CUES} | {"file size": value}}
+    return {**row, "anomalies": {"stuck": {**row, "auroc": {**row["auroc"], "first frame": value}}}, "visible": {}, "motion": row}
+
+
+def test_what_chance_gives_too_is_no_conclusion(leak_audit):
+    result = {"many": row_of(0.85, 0.1), "few": row_of(0.85, 0.2), "below": row_of(0.75, 0.05)}
+    found = leak_audit.conclusions(result)
+    assert found["solved"] == [("many", "file size", 0.85)] and found["stills"] == [("many/stuck", "first frame", 0.85)]
+    assert found["unclear"] == [("few", "file size", 0.85, 0.4), ("few/stuck", "first frame", 0.85, 0.4)]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 240])
+def test_the_tables_name_every_folder_in_full_however_narrow_the_console(leak_audit, columns):
+    name = "a_category_with_a_long_name"
+    console = Console(file=io.StringIO(), width=columns, highlight=False)
+    leak_audit.show({name: row_of(0.85, 0.2)}, console)
+    lines = console.file.getvalue().splitlines()
+    assert "\u2026" not in console.file.getvalue()
+    (folder,) = [line for line in lines if line.strip().startswith(f"{name}/stuck ")]
+    assert folder.split() == [f"{name}/stuck", "9+3", ".5", "\u00b1", "0.40", "0.85", "0.50", "0.50", "0.50", "0.50", "0.85", "0.50", "0.50"]
+    unclear = f"too few clips to tell (above 0.80, and within what chance gives): {name} by file size 0.85 (.5 \u00b1 0.40 is chance); "
+    assert any(line.startswith(unclear) for line in lines)
 
 
 def test_the_command_reads_files_and_writes_its_figures(tmp_path, leak_audit, capsys):

@@ -44,6 +44,16 @@ def test_the_published_tables_are_whole_and_their_means_follow_from_their_rows()
     assert checked == 18
 
 
+def test_a_variant_that_some_seeds_lack_says_whose_its_figures_are(tmp_path):
+    full = {variant.value: {"fan": (0.8, 0.7)} for variant in paper.VARIANTS}
+    for name, figures in (("seed_0", full), ("seed_1", full), ("seed_2", {"no_physics": full["no_physics"]})):
+        write_scores(tmp_path / name / "scores/scores.json", figures)
+    *shown, _ = paper.tables([paper.read_seed(tmp_path / f"seed_{seed}") for seed in range(3)])
+    for table in shown:
+        assert {"multi_turn: figures of seed_0, seed_1 alone", "single_turn: figures of seed_0, seed_1 alone"} <= set(table.notes)
+        assert not any(note.startswith("no_physics: ") for note in table.notes)
+
+
 def test_tables_of_two_seeds(tmp_path):
     for seed, value in enumerate((0.8, 0.6)):
         write_scores(tmp_path / f"seed_{seed}/scores/scores.json", {

@@ -46,6 +46,15 @@ def test_files_are_written_and_written_again(tmp_path):
     assert write_preview(folder, ("rubber_band",), 1, "physad")[0].read_bytes() != before[0]
 
 
+def test_pictures_of_an_earlier_preview_go_and_others_stay(tmp_path):
+    folder = tmp_path / "pictures"
+    write_preview(folder, ("rubber_band", "usb"), 0, "physad")
+    for name in ("fan.png", "notes.png"):
+        (folder / name).write_text("mine: no preview has made it")
+    write_preview(folder, ("usb",), 0, "physad")
+    assert sorted(path.name for path in folder.iterdir()) == ["fan.png", "mechanisms.png", "notes.png", "preview.json", "usb.png", "usb.webp"]
+
+
 def test_a_folder_of_others_is_left_alone(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and is not a preview: give a new or an empty folder"):
@@ -62,6 +71,10 @@ def test_the_command_wants_a_bench_or_a_preview(repository, tmp_path):
     both = run("--out", str(tmp_path / "v"), "--preview", str(tmp_path / "p"))
     assert both.returncode == 2 and "not allowed with" in both.stderr and list(tmp_path.iterdir()) == []
     assert "one of the arguments --out --preview is required" in run().stderr
+    unread = run("--preview", str(tmp_path / "p"), "--clips-per-state", "12", "--workers", "1")
+    assert unread.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert unread.stderr.startswith("error: --clips-per-state, --workers: --preview, which writes no bench, does not read them: leave them out")
+    assert "unrecognized arguments: --categorie" in run("--preview", str(tmp_path / "p"), "--categorie", "usb").stderr
     (tmp_path / "file").touch()
     refused = run("--preview", str(tmp_path / "file" / "p"), "--categories", "usb")
     assert refused.returncode == 2 and refused.stderr.endswith("p cannot be written (Not a directory): give a folder that you may write to\n")

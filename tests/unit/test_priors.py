@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from phys_ad import ANOMALIES
 
-from vlmphys.priors import (KINDS, PARTS, PRIORS_FOLDER, StateTexts, duplicates, few_texts, known_categories, leaks, lint, load_prior, load_priors,
+from vlmphys.leak_words import leaks
+from vlmphys.priors import (KINDS, PARTS, PRIORS_FOLDER, StateTexts, duplicates, few_texts, known_categories, lint, load_prior, load_priors,
                             prior_text, priors_sha256, read_prior)
 from vlmphys.records import nearest_state
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from vlmphys import prompts
-from vlmphys.priors import PARTS, known_categories, leaks, load_prior, load_priors
+from vlmphys.leak_words import leaks
+from vlmphys.priors import PARTS, known_categories, load_prior, load_priors
 from vlmphys.prompts import Turn, all_texts, dialogue_text, parse_verdict, questions_of, reason_of, rendered, verdict_answer, verdict_chars
 from vlmphys.records import Variant, Verdict
 

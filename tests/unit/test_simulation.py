@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from vlmphys.files import clear_disk_errors
+from vlmphys.files import clear_disk_errors, only_writer
 from vlmphys.simulation import CRF, SimulationConfig, encode_h264, encoder_crf, plan_clips, simulate_bench, write_clip
 
 pytestmark = pytest.mark.unit
@@ -71,9 +71,49 @@ def test_a_bench_of_other_settings_and_a_folder_of_others_are_left_alone(tmp_pat
         simulate_bench(ours, small())
 
 
+def test_a_second_writer_is_refused_and_changes_nothing(tmp_path):
+    root = tmp_path / "videos"
+    with only_writer(root, "simulating"):
+        with pytest.raises(ValueError, match="videos: another process is simulating into this folder; wait for it, or give another one"):
+            simulate_bench(root, small(), workers=1)
+        assert list(root.iterdir()) == []
+    assert simulate_bench(root, small(), workers=1) == 4
+
+
+def test_what_a_killed_run_had_begun_is_cleaned_away_and_nothing_else(tmp_path):
+    root = tmp_path / "videos"
+    simulate_bench(root, small(), workers=1)
+    train, notes = root / "rubber_band/train", root / "notes"
+    notes.mkdir()
+    for folder, names in ((train, ("0000.partial", "0001.123.partial")), (notes, ("mine.partial",))):
+        for name in names:
+            (folder / name).write_bytes(b"half a clip")
+    simulate_bench(root, small(), workers=1)
+    assert [path.name for path in root.rglob("*.partial")] == ["mine.partial"]
+
+
+def test_a_clip_that_cannot_be_encoded_leaves_no_part_of_itself(tmp_path, monkeypatch):
+    def full(path, *_):
+        path.write_bytes(b"half a clip")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vlmphys.simulation.encode_h264", full)
+    with pytest.raises(OSError, match="No space"):
+        write_clip(plan_clips(tmp_path, small())[0])
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("*.mp4"))
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for root, reason in ((tmp_path / "file" / "videos", "cannot be made or opened"), (tmp_path / "file", "is not a simulated bench")):
+        with pytest.raises(ValueError, match=reason):
+            simulate_bench(root, small(), workers=1)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"size": 0}, "--size is 0"), ({"size": 65}, "even number"), ({"clips_per_state": 0}, "--clips-per-state is 0"),
-    ({"train_clips": 0}, "--train-clips is 0"), ({"categories": "gaer"}, "did you mean 'gear'"), ({"categories": " , "}, "names none")])
+    ({"train_clips": 0}, "--train-clips is 0"), ({"seed": -1}, "--seed is -1: give 0 or a number above it"),
+    ({"categories": "zzz"}, r"allowed are ball, button, .*, \.\.\., and \d+ more, or 'all'"), ({"categories": "gaer"}, "did you mean 'gear'"), ({"categories": " , "}, "names none")])
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)

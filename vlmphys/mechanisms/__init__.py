@@ -18,7 +18,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from vlmphys.records import nearest
+from vlmphys.records import nearest, shortened
 
 SHARED_MODULES = ("clips", "parts", "physics", "scene")
 
@@ -32,7 +32,7 @@ def load_mechanism(category: str) -> ModuleType:
     """The module of one mechanism. Raises ValueError, with the nearest name, where there is none."""
     if category not in known_mechanisms():
         raise ValueError(f"unknown category {category!r}{nearest(category, known_mechanisms())}: allowed are "
-                         f"{', '.join(known_mechanisms())}, or 'all'")
+                         f"{shortened(known_mechanisms())}, or 'all'")
     return importlib.import_module(f"{__name__}.{category}")
 
 
