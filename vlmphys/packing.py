@@ -20,7 +20,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
+from vlmphys.files import clear_disk_errors, json_bytes, read_json, swap_folder, write_atomic
 from vlmphys.frame_rules import FRAME_RULES, SET_RULES, VideoError, frame_indices
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
@@ -31,8 +31,8 @@ from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, fr
 from vlmphys.sources import clip_stat, sha256_clip
 from vlmphys.splits import SplitFile
 from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards, packed_settings
-from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, keep_rows, kept_files, open_journal, read_journal,
-                                unfinished_clips)
+from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, finish_folder, keep_rows, kept_files, open_journal,
+                                read_journal, unfinished_clips)
 from vlmphys.video import READERS, read_picked
 from vlmphys.workers import Lost, run_in_order
 
@@ -198,7 +198,7 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
     ValueError where every clip is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
-    finish_swap(partial, target, MANIFEST)
+    finish_folder(partial, target)
     inputs = _inputs_sha256(clips, settings)
     same = stored_inputs(target) == inputs
     if same and not restart and is_whole(target, repair):

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,6 +266,61 @@ def test_kill_9_keeps_the_whole_batches_of_an_unfinished_shard(videos, tmp_path,
     report = pack(clips, out)
     assert (report.taken_over, report.decoded, len(decoded)) == (6 + kept, 11 - kept, 11 - kept)
     assert same_as_fresh(out, clips)
+
+
+class Killed(BaseException):
+    """In place of kill -9: what stands on the disk at that moment stays."""
+
+
+def killed_at(monkeypatch, number: int, run: Callable[[], object]) -> bool:
+    """Run, but end just before the change of names in the file system that has this number; returns whether there was one."""
+    changes, main = [0], threading.main_thread()
+
+    def counting(really: Callable) -> Callable:
+        def change(*arguments, **options):
+            if threading.current_thread() is main:
+                changes[0] += 1
+                if changes[0] >= number:        # and nothing tidies up after it
+                    raise Killed
+            return really(*arguments, **options)
+        return change
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "unlink", "rmdir", "link", "truncate", "mkdir"):
+            patched.setattr(os, name, counting(getattr(os, name)))
+        try:
+            run()
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("begun", (True, False), ids=("unfinished", "finished"))
+def test_killed_at_any_change_of_names_it_decodes_no_clip_again(videos, tmp_path, decoded, monkeypatch, begun):
+    """Clips come after a pack that was finished, or that was stopped half way: the next one is killed at each step, and run once more."""
+    (videos / "fan/train/0001.mp4").unlink()
+    former = tmp_path / "former"
+    pack(scan_videos(videos)[:5] if begun else scan_videos(videos), former)
+    if begun:
+        stop(scan_videos(videos), former, 11)
+    new = [f"test/anomaly_free/000{number}.mp4" for number in (7, 8)]
+    for number, name in enumerate(new):
+        encode_clip(videos / "fan" / name, 20, 48, 64, seed=97 + number)
+    clips, number = scan_videos(videos), 0
+    missing = CLIPS - 1 - 11 if begun else 0
+    whole = tmp_path / "whole"
+    pack(clips, whole)
+    killed = True
+    while killed:
+        number += 1
+        out = Path(shutil.copytree(former, tmp_path / "packed"))
+        decoded.clear()
+        killed = killed_at(monkeypatch, number, lambda: pack(clips, out))
+        pack(clips, out)
+        assert len(decoded) == len(set(decoded)) == missing + 2, f"killed before change {number}"
+        assert tree(out) == tree(whole), f"killed before change {number}"
+        shutil.rmtree(out)
+    assert number > 10
 
 
 def flip(path: Path, share: float) -> None:
