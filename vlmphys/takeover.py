@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlmphys.files import read_json
+from vlmphys.files import fsync_file, read_json
 from vlmphys.layout import Clip
 from vlmphys.records import sha256_file
 from vlmphys.shard_files import MANIFEST, VERSION, read_manifest, schema_metadata
@@ -139,7 +139,8 @@ def link_shards(target: Path, partial: Path, settings: dict[str, str], chunks: l
     quarantine = _quarantine(target)
     for line in sound_shards(target, settings) if quarantine is not None else ():
         index = int(line["file"].removesuffix(".arrow").rpartition("-")[2])
-        bad = [one for one in quarantine if one["clip_id"] in {clip.clip_id for clip in chunks[index]}]
+        clip_ids = {clip.clip_id for clip in chunks[index]}
+        bad = [one for one in quarantine if one["clip_id"] in clip_ids]
         if index in done or line["rows"] + len(bad) != len(chunks[index]):
             continue
         path = partial / line["file"]
@@ -148,5 +149,6 @@ def link_shards(target: Path, partial: Path, settings: dict[str, str], chunks: l
             os.link(target / line["file"], path)
         except OSError:
             shutil.copyfile(target / line["file"], path)
+            fsync_file(path)
         done[index] = {"index": index, "shard": line, "quarantine": bad}
         append_durably(partial / JOURNAL, done[index])

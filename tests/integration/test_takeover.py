@@ -131,6 +131,26 @@ def test_a_row_is_not_taken_where_its_frames_hang_on_the_id_or_its_region_on_the
         assert same_as_fresh(out, clips, settings)
 
 
+def test_a_clip_that_changes_while_it_is_read_gives_its_pixels_to_no_other(videos, tmp_path, decoded, monkeypatch):
+    """Its row would hold the hash of the new bytes beside the pixels of the old ones."""
+    (videos / "fan/train/0001.mp4").unlink()
+    changing, out, clips, really = videos / "fan/train/0000.mp4", tmp_path / "packed", scan_videos(videos), packing.read_picked
+
+    def read_picked(path, *arguments, **options):
+        clip = really(path, *arguments, **options)
+        if Path(path) == changing:
+            encode_clip(changing, 20, 48, 64, seed=99)
+        return clip
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "read_picked", read_picked)
+        report = pack(clips, out)
+    assert [(bad["clip_id"], bad["reason"][:26]) for bad in report.quarantine] == [("fan/train/0000", "changed while it was read:")]
+    decoded.clear()
+    report = pack(clips, out)
+    assert (report.quarantine, decoded) == ((), ["fan/train/0000.mp4"]) and same_as_fresh(out, clips)
+
+
 def test_restart_and_other_settings_decode_all(videos, tmp_path, decoded):
     out, clips = tmp_path / "packed", scan_videos(videos)
     pack(clips, out)
