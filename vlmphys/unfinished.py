@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlmphys.files import finish_swap, swap_folder, write_atomic
+from vlmphys.files import finish_swap, fsync_file, swap_folder, write_atomic
 from vlmphys.shard_files import BATCHES, MANIFEST
 from vlmphys.shards import QUARANTINE
 
@@ -140,6 +140,7 @@ def _keep_whole_batches(batches: Path) -> None:
             position, sha256 = line["bytes"], line["sha256"]
     if sha256:
         os.truncate(path, position)
+        fsync_file(path)
         os.replace(path, _kept(shard.parent, sha256))
 
 
@@ -161,7 +162,17 @@ def stream_of(path: Path) -> tuple[pa.RecordBatchStreamReader, int]:
 def unfinished_clips(partial: Path) -> tuple[dict[str, str], int]:
     """The settings with which the clips of an unfinished folder were decoded, and how many are there at least; nothing is changed."""
     header, entries = read_journal(partial)
-    kept = {clip_id for path in (kept_files(partial) if partial.is_dir() else []) for batch in stream_of(path)[0]
-            for clip_id in batch.column("clip_id").to_pylist()}
+    kept = {clip_id for path in (kept_files(partial) if partial.is_dir() else []) for clip_id in _kept_clips(path)}
     begun = [line["rows"] for batches in partial.glob(f"*{BATCHES}") for line in _whole_lines(batches)]
     return header.get("settings", {}), sum(entry["shard"]["rows"] for entry in entries if entry["shard"]) + max(len(kept), *begun, 0)
+
+
+def _kept_clips(path: Path) -> list[str]:
+    """The clips of a file of kept rows; none where it is damaged, of which no row will be taken over either."""
+    try:
+        batches = list(stream_of(path)[0])
+        for batch in batches:
+            batch.validate(full=True)       # offsets and names: no pixel is read
+    except pa.ArrowException:
+        return []
+    return [clip_id for batch in batches for clip_id in batch.column("clip_id").to_pylist()]
