@@ -209,9 +209,8 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
         taken_over = sum(entry["shard"]["rows"] for entry in done.values() if entry["shard"])
         check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done),
                     settings.sets * settings.frames * settings.size ** 2 * 3)
-        finished = {clip.clip_id for index in done for clip in chunks[index]}
-        former = former_rows(None if restart or len(finished) == len(clips) else target, partial, settings.described(),
-                             frames_schema(settings.meta()), settings.rule == "jitter", finished)
+        former = former_rows(None if restart or len(done) == len(chunks) else target, partial, settings.described(),
+                             frames_schema(settings.meta()), settings.rule == "jitter", done)
         copied, decoded = _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds, former)
         entries = [done[index] for index in range(len(chunks))]
         quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])

@@ -162,17 +162,17 @@ def stream_of(path: Path) -> tuple[pa.RecordBatchStreamReader, int]:
 def unfinished_clips(partial: Path) -> tuple[dict[str, str], int]:
     """The settings with which the clips of an unfinished folder were decoded, and how many are there at least; nothing is changed."""
     header, entries = read_journal(partial)
-    kept = {clip_id for path in (kept_files(partial) if partial.is_dir() else []) for clip_id in _kept_clips(path)}
+    kept = {clip_id for path in (kept_files(partial) if partial.is_dir() else []) for clip_id, _ in clips_in(path)}
     begun = [line["rows"] for batches in partial.glob(f"*{BATCHES}") for line in _whole_lines(batches)]
     return header.get("settings", {}), sum(entry["shard"]["rows"] for entry in entries if entry["shard"]) + max(len(kept), *begun, 0)
 
 
-def _kept_clips(path: Path) -> list[str]:
-    """The clips of a file of kept rows; none where it is damaged, of which no row will be taken over either."""
+def clips_in(path: Path) -> list[tuple[str, str]]:
+    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged."""
     try:
         batches = list(stream_of(path)[0])
         for batch in batches:
             batch.validate(full=True)       # offsets and names: no pixel is read
     except pa.ArrowException:
         return []
-    return [clip_id for batch in batches for clip_id in batch.column("clip_id").to_pylist()]
+    return [pair for batch in batches for pair in zip(*(batch.column(name).to_pylist() for name in ("clip_id", "source_sha256")))]

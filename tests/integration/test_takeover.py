@@ -236,6 +236,19 @@ def test_rows_of_an_unfinished_pack_of_other_clips_are_taken_over(videos, tmp_pa
     assert report.taken_over == 12 and same_as_fresh(out, clips)
 
 
+def test_rows_of_clips_that_have_changed_names_are_kept_over_two_interruptions(videos, tmp_path, decoded):
+    (videos / "fan/train/0001.mp4").unlink()
+    out, names = tmp_path / "packed", [clip.path for clip in scan_videos(videos)]
+    stop(scan_videos(videos), out, 17)
+    for path in names:
+        path.rename(path.with_suffix(".aside"))
+    for number, path in enumerate(names):
+        path.with_suffix(".aside").rename(names[(number + 6) % len(names)])
+    stop(scan_videos(videos), out, 7)       # a shard of six clips is whole, of which each had the name of another
+    pack(scan_videos(videos), out)
+    assert len(decoded) == CLIPS - 1 and same_as_fresh(out, scan_videos(videos))
+
+
 def test_an_interrupted_restart_goes_on_and_takes_no_older_row(videos, tmp_path):
     (videos / "fan/train/0001.mp4").unlink()
     out, clips = tmp_path / "packed", scan_videos(videos)
