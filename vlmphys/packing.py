@@ -8,7 +8,6 @@ manifest and all, gets the name `frames/`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
