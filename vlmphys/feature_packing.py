@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from vlmphys.features import DTYPE, FEATURES, FeaturesTable, clip_bytes, features_schema
-from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, swap_folder, write_atomic
+from vlmphys.files import clear_disk_errors, json_bytes, swap_folder, write_atomic
 from vlmphys.model import ModelFacts, load_config, normalise_frames
 from vlmphys.packing import PackReport, report_of, stored_inputs
 from vlmphys.records import sha256_text
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
 from vlmphys.shards import FramesTable
 from vlmphys.tower import feature_layers, load_tower, tower_features, tower_sha256
-from vlmphys.unfinished import JOURNAL, append_durably, check_space, open_journal
+from vlmphys.unfinished import JOURNAL, append_durably, check_space, finish_folder, open_journal
 
 # A shard of the 7B model's features takes 270 MB, and what a crash costs is at most one.
 CLIPS_PER_SHARD = 64
@@ -77,7 +77,7 @@ def pack_features(frames: FramesTable, out: Path, run: TowerRun, progress: Calla
     """
     frames.check(run.facts.image_size)
     target, partial = out / FEATURES, out / f"{FEATURES}.partial"
-    finish_swap(partial, target, MANIFEST)
+    finish_folder(partial, target)
     meta, clip_ids = features_meta(frames, run), frames.clip_ids
     # Where and in which precision the tower runs changes last bits: shards of two kinds are not mixed, finished features are not redone.
     inputs = sha256_text(json.dumps([meta, CLIPS_PER_SHARD, clip_ids], sort_keys=True))

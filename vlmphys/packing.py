@@ -8,7 +8,6 @@ manifest and all, gets the name `frames/`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, read_json, swap_folder, write_atomic
+from vlmphys.files import clear_disk_errors, json_bytes, read_json, swap_folder, write_atomic
 from vlmphys.frame_rules import FRAME_RULES, SET_RULES, VideoError, frame_indices
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
@@ -28,11 +27,11 @@ from vlmphys.records import counted, sha256_text
 from vlmphys.regions import Regions, box_of, cut, region_of
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, schema_metadata
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
-from vlmphys.sources import clip_stat, sha256_clip
+from vlmphys.sources import clip_stat, sha256_now, stat_now
 from vlmphys.splits import SplitFile
 from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards, packed_settings
-from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, keep_rows, kept_files, open_journal, read_journal,
-                                unfinished_clips)
+from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, finish_folder, keep_rows, kept_files, open_journal,
+                                read_journal, unfinished_clips)
 from vlmphys.video import READERS, read_picked
 from vlmphys.workers import Lost, run_in_order
 
@@ -131,7 +130,7 @@ class SameFile:
 
 def decode_clip(task: ClipTask, known: Known = NOTHING_KNOWN) -> ClipPixels | SameFile | VideoError:
     """Decode and fit one clip, unless its frames are `known`; what is wrong with the file comes back as an error, not as an exception."""
-    if known.keys and (sha256 := _sha256_now(task.path)) and known.key(task.clip_id, task.category, sha256) in known.keys:
+    if known.keys and (sha256 := sha256_now(task.path)) and known.key(task.clip_id, task.category, sha256) in known.keys:
         return SameFile(sha256)
     settings = task.settings
     region, sizes = region_of(settings.regions, task.category), []
@@ -144,24 +143,19 @@ def decode_clip(task: ClipTask, known: Known = NOTHING_KNOWN) -> ClipPixels | Sa
         return fit_frames(cut(image_HWC, region)[None], settings.size, settings.fit)[0]
 
     try:
+        before = stat_now(task.path)
         clip = read_picked(task.path, lambda n_frames: np.unique(sets_of(n_frames)), settings.reader, shape=shape)
         index_ST = sets_of(clip.n_frames)
         frames_STHWC = clip.frames_THWC[np.searchsorted(clip.frame_index, index_ST)]
-        return ClipPixels(frames_STHWC, index_ST, box_of(region, *sizes[-1]), sha256_clip(Path(task.path)), clip.fps, clip.n_frames)
+        sha256 = sha256_now(task.path)
+        # A hash beside the pixels of other bytes would give these pixels to every clip that has the bytes.
+        if sha256 is None or stat_now(task.path) != before:
+            return VideoError("changed while it was read: run the same command again when it is whole")
+        return ClipPixels(frames_STHWC, index_ST, box_of(region, *sizes[-1]), sha256, clip.fps, clip.n_frames)
     except VideoError as error:
         return error
     except OSError as error:
         return VideoError(f"cannot be read: {error.strerror or error}")
-
-
-def _sha256_now(path: str) -> str | None:
-    """The hash of a clip's bytes; None where it has none: the reader says what is wrong with it."""
-    if not (os.path.isfile(path) or os.path.isdir(path)):
-        return None
-    try:
-        return sha256_clip(Path(path))
-    except (OSError, ValueError):
-        return None
 
 
 def _decode_in_worker(known: Known, task: ClipTask) -> ClipPixels | SameFile | VideoError:
@@ -198,7 +192,7 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
     ValueError where every clip is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
-    finish_swap(partial, target, MANIFEST)
+    finish_folder(partial, target)
     inputs = _inputs_sha256(clips, settings)
     same = stored_inputs(target) == inputs
     if same and not restart and is_whole(target, repair):
@@ -214,9 +208,8 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
         taken_over = sum(entry["shard"]["rows"] for entry in done.values() if entry["shard"])
         check_space(out, sum(len(chunk) for index, chunk in enumerate(chunks) if index not in done),
                     settings.sets * settings.frames * settings.size ** 2 * 3)
-        finished = {clip.clip_id for index in done for clip in chunks[index]}
-        former = former_rows(None if restart or len(finished) == len(clips) else target, partial, settings.described(),
-                             frames_schema(settings.meta()), settings.rule == "jitter", finished)
+        former = former_rows(None if restart or len(done) == len(chunks) else target, partial, settings.described(),
+                             frames_schema(settings.meta()), settings.rule == "jitter", done)
         copied, decoded = _write_missing_shards(chunks, done, partial, settings, workers, progress, limit_seconds, former)
         entries = [done[index] for index in range(len(chunks))]
         quarantine = tuple(bad for entry in entries for bad in entry["quarantine"])

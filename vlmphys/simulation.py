@@ -127,8 +127,11 @@ def _claim_folder(root: Path, config: SimulationConfig) -> None:
             key = differing[0]
             raise ValueError(f"{root} holds a bench with {key} = {found.get(key)!r}, not {wanted[key]!r}: give another --out, or the same settings")
         return
-    if any(root.iterdir()):
+    begun = list(root.glob(f".{SETTINGS_FILE}.*.tmp"))      # by a run that was killed before the folder was its own
+    if len(list(root.iterdir())) > len(begun):
         raise ValueError(f"{root} {NOT_OURS}")
+    for path in begun:
+        path.unlink()
     write_atomic(settings, json_bytes(wanted))
 
 

@@ -57,3 +57,21 @@ def sha256_clip(path: Path) -> str:
     for _, picture in frame_files(path):
         digest.update(bytes.fromhex(sha256_file(picture)))
     return digest.hexdigest()
+
+
+def sha256_now(path: str | Path) -> str | None:
+    """`sha256_clip` of what may be no clip: None where it is neither file nor folder, or cannot be read; the reader says what is wrong with it."""
+    if not (os.path.isfile(path) or os.path.isdir(path)):
+        return None
+    try:
+        return sha256_clip(Path(path))
+    except (OSError, ValueError):
+        return None
+
+
+def stat_now(path: str | Path) -> tuple[int, int] | None:
+    """`clip_stat`, None where it cannot be read."""
+    try:
+        return clip_stat(Path(path))
+    except OSError:
+        return None

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlmphys.files import read_json
+from vlmphys.files import fsync_file, read_json
 from vlmphys.layout import Clip
 from vlmphys.records import sha256_file
 from vlmphys.shard_files import MANIFEST, VERSION, read_manifest, schema_metadata
 from vlmphys.shards import FRAMES, QUARANTINE, read_quarantine
-from vlmphys.unfinished import JOURNAL, KEPT, append_durably, kept_files, stream_of
+from vlmphys.unfinished import JOURNAL, KEPT, append_durably, clips_in, kept_files, stream_of
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class FormerRows:
         self._known = Known(of_id, "box" in schema.names)
         self._places: dict[tuple[str, str, str], tuple[Path, int, pa.RecordBatch, int]] = {}
 
-    def add(self, path: Path, needless: Container[str] = ()) -> int:
-        """Know the rows of a shard, without those of the clip ids `needless`; returns how many are new."""
+    def add(self, path: Path, needless: Container[tuple[str, str]] = ()) -> int:
+        """Know the rows of a shard, without the `needless` ones, by clip id and sha256; returns how many are new."""
         reader, begin = stream_of(path)
         if not reader.schema.equals(self.schema, check_metadata=True):
             return 0
@@ -61,7 +61,7 @@ class FormerRows:
         for batch in reader:
             columns = (batch.column(name).to_pylist() for name in ("clip_id", "category", "source_sha256"))
             for row, (clip_id, category, sha256) in enumerate(zip(*columns)):
-                if clip_id not in needless:
+                if (clip_id, sha256) not in needless:
                     self._places.setdefault(self._known.key(clip_id, category, sha256), (path, begin, batch, row))
         return len(self._places) - before
 
@@ -84,17 +84,19 @@ class FormerRows:
         return {**value, "clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label}
 
 
-def former_rows(target: Path | None, partial: Path, settings: dict[str, str], schema: pa.Schema, of_id: bool, done: Container[str]) -> FormerRows:
-    """The rows that the finished folder (None: not from there) and the unfinished one hold, of this one without the clip ids `done`. Kept rows of no
-    use are deleted.
+def former_rows(target: Path | None, partial: Path, settings: dict[str, str], schema: pa.Schema, of_id: bool, done: dict[int, dict]) -> FormerRows:
+    """The rows that the finished folder (None: not from there) and the unfinished one hold, of this one without those that stand in the shards that
+    are `done`. Kept rows of no use are deleted.
 
     Shards are read once for their sha256: rows of a damaged one are not taken over.
     """
-    rows = FormerRows(schema, of_id)
+    rows, kept = FormerRows(schema, of_id), kept_files(partial)
     for line in sound_shards(target, settings) if target else ():
         rows.add(target / line["file"])
-    for path in kept_files(partial):
-        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, done):
+    # By their bytes, too: files may have changed names since.
+    finished = {pair for entry in done.values() if entry["shard"] and kept for pair in clips_in(partial / entry["shard"]["file"])}
+    for path in kept:
+        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, finished):
             path.unlink()
     return rows
 
@@ -139,7 +141,8 @@ def link_shards(target: Path, partial: Path, settings: dict[str, str], chunks: l
     quarantine = _quarantine(target)
     for line in sound_shards(target, settings) if quarantine is not None else ():
         index = int(line["file"].removesuffix(".arrow").rpartition("-")[2])
-        bad = [one for one in quarantine if one["clip_id"] in {clip.clip_id for clip in chunks[index]}]
+        clip_ids = {clip.clip_id for clip in chunks[index]}
+        bad = [one for one in quarantine if one["clip_id"] in clip_ids]
         if index in done or line["rows"] + len(bad) != len(chunks[index]):
             continue
         path = partial / line["file"]
@@ -148,5 +151,6 @@ def link_shards(target: Path, partial: Path, settings: dict[str, str], chunks: l
             os.link(target / line["file"], path)
         except OSError:
             shutil.copyfile(target / line["file"], path)
+            fsync_file(path)
         done[index] = {"index": index, "shard": line, "quarantine": bad}
         append_durably(partial / JOURNAL, done[index])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlmphys.files import write_atomic
+from vlmphys.files import finish_swap, fsync_file, swap_folder, write_atomic
 from vlmphys.shard_files import BATCHES, MANIFEST
 from vlmphys.shards import QUARANTINE
 
@@ -28,6 +28,15 @@ OWN_FILES = re.compile(rf"\w+-\d{{5,}}\.arrow(\.tmp|{re.escape(BATCHES)})?|{KEPT
                        rf"{re.escape(QUARANTINE)}|\..+\.tmp")
 # An Arrow file is a stream of messages between this much at its beginning and a footer: what was cut off can be read as the stream.
 MAGIC_BYTES = 8
+
+
+def finish_folder(partial: Path, target: Path) -> None:
+    """Give a folder that was complete, manifest and all, when a crash came the name `target`, or undo a swap that the crash cut in two."""
+    if (partial / MANIFEST).is_file():
+        (partial / JOURNAL).unlink(missing_ok=True)
+    finish_swap(partial, target, MANIFEST)
+    if (partial / MANIFEST).is_file() and (target / MANIFEST).is_file():
+        swap_folder(partial, target)
 
 
 def check_partial(partial: Path) -> None:
@@ -48,20 +57,21 @@ def read_journal(partial: Path) -> tuple[dict, list[dict]]:
 
 
 def open_journal(partial: Path, inputs: str, **more: object) -> dict[int, dict]:
-    """The shards that an earlier run of the same inputs left whole, by number; what is of other inputs is removed, rows that were kept apart.
+    """The shards that an earlier run of the same inputs left whole, by number; all else is removed, but for kept rows.
 
     `more` stands in the journal's first line beside the digest of the inputs.
     """
     check_partial(partial)
     header, entries = read_journal(partial)
     done = {entry["index"]: entry for entry in entries} if header.get("inputs_sha256") == inputs else {}
-    if not done and partial.exists():
-        for path in partial.iterdir():
-            if not KEPT.fullmatch(path.name):
-                path.unlink()
     partial.mkdir(exist_ok=True)
+    # The journal before all that is removed: without one, kept rows are nobody's, and are lost.
     lines = [{"inputs_sha256": inputs, **more}, *done.values()]
     write_atomic(partial / JOURNAL, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    listed = {JOURNAL, *(entry["shard"]["file"] for entry in done.values() if entry["shard"])}
+    for path in list(partial.iterdir()):
+        if path.name not in listed and not KEPT.fullmatch(path.name):
+            path.unlink()
     return done
 
 
@@ -130,6 +140,7 @@ def _keep_whole_batches(batches: Path) -> None:
             position, sha256 = line["bytes"], line["sha256"]
     if sha256:
         os.truncate(path, position)
+        fsync_file(path)
         os.replace(path, _kept(shard.parent, sha256))
 
 
@@ -151,7 +162,17 @@ def stream_of(path: Path) -> tuple[pa.RecordBatchStreamReader, int]:
 def unfinished_clips(partial: Path) -> tuple[dict[str, str], int]:
     """The settings with which the clips of an unfinished folder were decoded, and how many are there at least; nothing is changed."""
     header, entries = read_journal(partial)
-    kept = {clip_id for path in (kept_files(partial) if partial.is_dir() else []) for batch in stream_of(path)[0]
-            for clip_id in batch.column("clip_id").to_pylist()}
+    kept = {clip_id for path in (kept_files(partial) if partial.is_dir() else []) for clip_id, _ in clips_in(path)}
     begun = [line["rows"] for batches in partial.glob(f"*{BATCHES}") for line in _whole_lines(batches)]
     return header.get("settings", {}), sum(entry["shard"]["rows"] for entry in entries if entry["shard"]) + max(len(kept), *begun, 0)
+
+
+def clips_in(path: Path) -> list[tuple[str, str]]:
+    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged."""
+    try:
+        batches = list(stream_of(path)[0])
+        for batch in batches:
+            batch.validate(full=True)       # offsets and names: no pixel is read
+    except pa.ArrowException:
+        return []
+    return [pair for batch in batches for pair in zip(*(batch.column(name).to_pylist() for name in ("clip_id", "source_sha256")))]

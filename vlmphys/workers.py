@@ -112,7 +112,7 @@ class _Crew:
         worker.tasks.append((index, task))
         try:
             worker.pipe.send(task)
-        except BrokenPipeError:
+        except ConnectionError:
             pass  # it died while idle: `collect` finds its end of the pipe closed, and says so
 
     def collect(self) -> tuple[list[tuple[int, Any]], list[tuple[int, Any]]]:
@@ -126,7 +126,7 @@ class _Crew:
             if worker.pipe in ready:
                 try:
                     self._take(worker, found)
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):     # it may have died in the middle of an answer, too
                     worker.process.join()
                     found.append((worker.tasks.popleft()[0], Lost(f"the reader's process died (exit status {worker.process.exitcode})")))
                     untouched += self._replace(worker)

@@ -25,6 +25,7 @@ from rich.table import Column, Table
 
 from vlmphys.cues import CUES, FILE_CUES, MOTION_CUES, STILL_CUES, ClipCues, measure_clip
 from vlmphys.files import check_target, json_bytes, write_atomic, writing
+from vlmphys.help_text import DefaultsFormatter
 from vlmphys.layout import NORMAL_STATE, Clip, scan_videos
 from vlmphys.mechanisms import visible_in_one_frame
 from vlmphys.probing import Separation, chance_error, linear_probe, out_of_fold_auroc
@@ -168,7 +169,7 @@ def _table(first: str) -> Table:
 
 
 def _cells(row: dict) -> list[str]:
-    return [f"{row['normal']}+{row['anomalous']}", f".5 ± {chance_band(row):.2f}", 
+    return [f"{row['normal']}+{row['anomalous']}", f".5 ± {chance_band(row):.2f}",
             *(_figure(row["auroc"][cue], max(SOLVED, 0.5 + chance_band(row))) for cue in CUES)]
 
 
@@ -202,11 +203,10 @@ def _show_conclusions(found: dict[str, list], console: Console) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=DefaultsFormatter, allow_abbrev=False)
     parser.add_argument("--videos", required=True, help="folder of categories in the Phys-AD layout")
     parser.add_argument("--seed", type=int, default=0, help="of the folds")
-    parser.add_argument("--categories", help="comma-separated names; all where None")
+    parser.add_argument("--categories", help="comma-separated names (default: all)")
     parser.add_argument("--json", type=Path, help="write all figures there too")
     parser.add_argument("--workers", type=int, default=2, help="processes that read clips; 0: none but this one")
     options = parser.parse_args(arguments)
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Measure, fit, show, write. Raises ValueError for options that do not fit, clips of which none can be read, and a file that cannot be written."""
+    """Measure, fit, show, write. Raises ValueError for options that do not fit, clips of which none can be read, a file that cannot be written."""
     if options.workers < 0:
         raise ValueError(f"--workers is {options.workers}: 0 or more is needed")
     if options.json is not None:

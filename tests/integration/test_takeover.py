@@ -7,7 +7,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from vlmphys.layout import Clip, scan_videos
 from vlmphys.packing import FrameSettings, PackReport, check_kept, pack_frames
 from vlmphys.shards import FramesTable
 from vlmphys.splits import make_split, write_split
+from vlmphys.unfinished import keep_rows, kept_files
 
 pytestmark = pytest.mark.integration
 
@@ -129,6 +133,26 @@ def test_a_row_is_not_taken_where_its_frames_hang_on_the_id_or_its_region_on_the
         assert same_as_fresh(out, clips, settings)
 
 
+def test_a_clip_that_changes_while_it_is_read_gives_its_pixels_to_no_other(videos, tmp_path, decoded, monkeypatch):
+    """Its row would hold the hash of the new bytes beside the pixels of the old ones."""
+    (videos / "fan/train/0001.mp4").unlink()
+    changing, out, clips, really = videos / "fan/train/0000.mp4", tmp_path / "packed", scan_videos(videos), packing.read_picked
+
+    def read_picked(path, *arguments, **options):
+        clip = really(path, *arguments, **options)
+        if Path(path) == changing:
+            encode_clip(changing, 20, 48, 64, seed=99)
+        return clip
+
+    with monkeypatch.context() as patched:
+        patched.setattr(packing, "read_picked", read_picked)
+        report = pack(clips, out)
+    assert [(bad["clip_id"], bad["reason"][:26]) for bad in report.quarantine] == [("fan/train/0000", "changed while it was read:")]
+    decoded.clear()
+    report = pack(clips, out)
+    assert (report.quarantine, decoded) == ((), ["fan/train/0000.mp4"]) and same_as_fresh(out, clips)
+
+
 def test_restart_and_other_settings_decode_all(videos, tmp_path, decoded):
     out, clips = tmp_path / "packed", scan_videos(videos)
     pack(clips, out)
@@ -212,10 +236,22 @@ def test_rows_of_an_unfinished_pack_of_other_clips_are_taken_over(videos, tmp_pa
     assert report.taken_over == 12 and same_as_fresh(out, clips)
 
 
-def test_an_interrupted_restart_goes_on_and_takes_no_older_row(videos, tmp_path):
-    out, clips = tmp_path / "packed", scan_videos(videos)
+def test_rows_of_clips_that_have_changed_names_are_kept_over_two_interruptions(videos, tmp_path, decoded):
     (videos / "fan/train/0001.mp4").unlink()
-    clips = scan_videos(videos)
+    out, names = tmp_path / "packed", [clip.path for clip in scan_videos(videos)]
+    stop(scan_videos(videos), out, 17)
+    for path in names:
+        path.rename(path.with_suffix(".aside"))
+    for number, path in enumerate(names):
+        path.with_suffix(".aside").rename(names[(number + 6) % len(names)])
+    stop(scan_videos(videos), out, 7)       # a shard of six clips is whole, of which each had the name of another
+    pack(scan_videos(videos), out)
+    assert len(decoded) == CLIPS - 1 and same_as_fresh(out, scan_videos(videos))
+
+
+def test_an_interrupted_restart_goes_on_and_takes_no_older_row(videos, tmp_path):
+    (videos / "fan/train/0001.mp4").unlink()
+    out, clips = tmp_path / "packed", scan_videos(videos)
     pack(clips, out)
     stop(clips, out, 8, restart=True)
     assert FramesTable.open(out / "frames").clip_ids, "the former folder stands"
@@ -264,6 +300,65 @@ def test_kill_9_keeps_the_whole_batches_of_an_unfinished_shard(videos, tmp_path,
     report = pack(clips, out)
     assert (report.taken_over, report.decoded, len(decoded)) == (6 + kept, 11 - kept, 11 - kept)
     assert same_as_fresh(out, clips)
+
+
+@pytest.mark.parametrize("damage", (lambda path: os.truncate(path, 0), lambda path: os.truncate(path, 1000), lambda path: flip(path, 0.5),
+                                    lambda path: path.write_bytes(bytes(path.stat().st_size))), ids=("empty", "cut", "flipped", "zeros"))
+def test_kept_rows_that_are_damaged_are_not_taken_over_and_stop_nothing(videos, tmp_path, decoded, damage):
+    """As a power cut leaves a file whose bytes were still on their way to the disk."""
+    (videos / "fan/train/0001.mp4").unlink()
+    out, clips = tmp_path / "packed", scan_videos(videos)
+    stop(clips, out, 5)
+    keep_rows(out / "frames.partial", "of other clips")
+    damage(*kept_files(out / "frames.partial"))
+    decoded.clear()
+    check_kept(clips, out, SETTINGS)
+    assert pack(clips, out).taken_over == 0 and len(decoded) == CLIPS - 1 and same_as_fresh(out, clips)
+
+
+def killed_at(monkeypatch, number: int, run: Callable[[], object]) -> bool:
+    """Run, but end just before the change of names in the file system that has this number, as by kill -9; returns whether there was one."""
+    changes, main = [0], threading.main_thread()
+
+    def counting(really: Callable) -> Callable:
+        def change(*arguments, **options):
+            changes[0] += threading.current_thread() is main
+            if changes[0] >= number and threading.current_thread() is main:      # and nothing tidies up after it
+                raise KeyboardInterrupt
+            return really(*arguments, **options)
+        return change
+
+    with monkeypatch.context() as patched:
+        for name in ("replace", "unlink", "rmdir", "link", "truncate", "mkdir"):
+            patched.setattr(os, name, counting(getattr(os, name)))
+        with suppress(KeyboardInterrupt):
+            run()
+            return False
+    return True
+
+
+@pytest.mark.parametrize("begun", (True, False), ids=("unfinished", "finished"))
+def test_killed_at_any_change_of_names_it_decodes_no_clip_again(videos, tmp_path, decoded, monkeypatch, begun):
+    """Clips come after a pack that was finished, or that was stopped half way: the next one is killed at each step, and run once more."""
+    (videos / "fan/train/0001.mp4").unlink()
+    former = tmp_path / "former"
+    pack(scan_videos(videos)[:5] if begun else scan_videos(videos), former)
+    if begun:
+        stop(scan_videos(videos), former, 11)
+    for new in (7, 8):
+        encode_clip(videos / f"fan/test/anomaly_free/000{new}.mp4", 20, 48, 64, seed=90 + new)
+    clips, missing, whole, number, killed = scan_videos(videos), 2 + (CLIPS - 1 - 11 if begun else 0), tmp_path / "whole", 0, True
+    pack(clips, whole)
+    while killed:
+        number += 1
+        out = Path(shutil.copytree(former, tmp_path / "packed"))
+        decoded.clear()
+        killed = killed_at(monkeypatch, number, lambda: pack(clips, out))
+        pack(clips, out)
+        assert len(decoded) == len(set(decoded)) == missing, f"killed before change {number}"
+        assert tree(out) == tree(whole)
+        shutil.rmtree(out)
+    assert number > 10
 
 
 def flip(path: Path, share: float) -> None:

@@ -82,6 +82,8 @@ def test_a_second_writer_is_refused_and_changes_nothing(tmp_path):
 
 def test_what_a_killed_run_had_begun_is_cleaned_away_and_nothing_else(tmp_path):
     root = tmp_path / "videos"
+    root.mkdir()
+    (root / ".simulation.json.123.tmp").write_bytes(b"half of the settings")
     simulate_bench(root, small(), workers=1)
     train, notes = root / "rubber_band/train", root / "notes"
     notes.mkdir()
@@ -89,7 +91,7 @@ def test_what_a_killed_run_had_begun_is_cleaned_away_and_nothing_else(tmp_path):
         for name in names:
             (folder / name).write_bytes(b"half a clip")
     simulate_bench(root, small(), workers=1)
-    assert [path.name for path in root.rglob("*.partial")] == ["mine.partial"]
+    assert [path.name for path in root.rglob("*.partial")] == ["mine.partial"] and not list(root.glob(".*"))
 
 
 def test_a_clip_that_cannot_be_encoded_leaves_no_part_of_itself(tmp_path, monkeypatch):

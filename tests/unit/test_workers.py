@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import struct
 import time
+from multiprocessing.connection import Connection
 
 import pytest
 
@@ -23,6 +26,22 @@ def work(task: tuple[str, int]):
     if kind == "slow":
         time.sleep(0.5)
     return number, os.getpid()
+
+
+def dies_while_it_answers(number: int) -> int:
+    """One task's worker ends as the out-of-memory killer ends it: when half of its answer is in the pipe."""
+    if number == 2:
+        (pipe,) = (thing for thing in gc.get_objects() if isinstance(thing, Connection) and thing.writable)
+        os.write(pipe.fileno(), struct.pack("!i", 1000) + b"half of it")
+        os._exit(9)
+    return number
+
+
+@pytest.mark.parametrize("tasks", (3, 5), ids=("its last", "others wait in its pipe"))
+def test_a_worker_that_dies_in_the_middle_of_an_answer_costs_that_task_only(tasks):
+    results = [*run_in_order(dies_while_it_answers, range(tasks), 1, 60.0, lambda number: None)]
+    lost = results.pop(2)
+    assert results == [0, 1, 3, 4][:tasks - 1] and isinstance(lost, Lost) and "exit status 9" in lost.reason
 
 
 def second_chance(task: tuple[str, int]) -> tuple[str, int] | None:
