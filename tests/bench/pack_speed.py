@@ -168,12 +168,12 @@ def pack_side(log: Path, arguments: list[str]) -> int:
     spec.loader.exec_module(module)
     real = module.pack_frames
 
-    def logged(clips, out, settings, workers, progress, limit_seconds):
+    def logged(clips, out, settings, workers, progress, *more):
         with open(log, "w", buffering=1) as stream:
             def both(done: int, bad: int) -> None:
                 stream.write(f"{time.monotonic()} {done} {bad}\n")
                 progress(done, bad)
-            report = real(clips, out, settings, workers, both, limit_seconds)
+            report = real(clips, out, settings, workers, both, *more)
             stream.write(f"{time.monotonic()} {len(clips)} {len(report.quarantine)}\n")
         return report
 

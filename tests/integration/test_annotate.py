@@ -66,7 +66,7 @@ def test_killed_and_resumed_the_file_is_the_same_and_can_be_packed(repository, t
         assert len(server.asked) == 12 and sum(server.asked.values()) - 12 <= AT_A_TIME, "only what was in flight at SIGKILL is asked again"
         assert (out / "latch.yaml").read_bytes() == (tmp_path / "alone/latch.yaml").read_bytes()
         assert len({json.loads(line)["key"] for line in journal.read_text().splitlines()}) == 12
-    assert "clean: 1 files, 3 states, 30 texts" in command(repository, "data_prep/verify.py", "--priors", out)
+    assert "clean: 1 file, 3 states, 30 texts" in command(repository, "data_prep/verify.py", "--priors", out)
     split, packed = tmp_path / "split.json", tmp_path / "packed"
     command(repository, "data_prep/split.py", "--videos", videos, "--out", split, "--protocol", "weak", "--per-anomaly", 2)
     command(repository, "data_prep/pack.py", "--videos", videos, "--split", split, "--model", "tiny", "--out", packed, "--priors", out)
