@@ -20,6 +20,7 @@ from vlmphys.layout import Clip
 from vlmphys.records import sha256_file
 from vlmphys.shard_files import MANIFEST, VERSION, read_manifest, schema_metadata
 from vlmphys.shards import FRAMES, QUARANTINE, read_quarantine
+from vlmphys.sources import stat_now
 from vlmphys.unfinished import JOURNAL, KEPT, append_durably, clips_in, kept_files, stream_of
 
 
@@ -51,9 +52,16 @@ class FormerRows:
         self.schema = schema
         self._known = Known(of_id, "box" in schema.names)
         self._places: dict[tuple[str, str, str], tuple[Path, int, pa.RecordBatch, int]] = {}
+        self._facts: dict[Path, tuple[int, int] | None] = {}
 
-    def add(self, path: Path, needless: Container[tuple[str, str]] = ()) -> int:
-        """Know the rows of a shard, without the `needless` ones, by clip id and sha256; returns how many are new."""
+    def add(self, path: Path, facts: tuple[int, int] | None, needless: Container[tuple[str, str]] = ()) -> int:
+        """Know the rows of a shard, without the `needless` ones, by clip id and sha256; returns how many are new.
+
+        `facts` is the shard's `stat_now` from before it was hashed.
+        """
+        if stat_now(path) != facts:
+            return 0
+        self._facts[path] = facts
         reader, begin = stream_of(path)
         if not reader.schema.equals(self.schema, check_metadata=True):
             return 0
@@ -70,8 +78,12 @@ class FormerRows:
         return replace(self._known, keys=frozenset(self._places))
 
     def row(self, clip: Clip, sha256: str) -> dict:
-        """The row of a clip whose file has a `known` sha256; its pixels are read here."""
+        """The row of a clip whose file has a `known` sha256; its pixels are read here. ValueError where the shard was changed since it was hashed."""
         path, begin, batch, row = self._places[self._known.key(clip.clip_id, clip.category, sha256)]
+        changed = f"{path}: was cut off or replaced while rows of it were copied; run the same command again, and let nothing else write there"
+        # Before anything is read: a page that a shorter file lacks would end the process.
+        if stat_now(path) != self._facts[path]:
+            raise ValueError(changed)
         value = {}
         for field in self.schema:
             column = batch.column(field.name)
@@ -79,8 +91,12 @@ class FormerRows:
                 # Read, not mapped: pages of former shards would count as this process's memory.
                 offset = column.buffers()[1].address - begin + (column.offset + row) * field.type.byte_width
                 value[field.name] = np.fromfile(path, np.uint8, field.type.byte_width, offset=offset)
+                if value[field.name].size < field.type.byte_width:
+                    raise ValueError(changed)
             else:
                 value[field.name] = column[row].as_py()
+        if stat_now(path) != self._facts[path]:
+            raise ValueError(changed)
         return {**value, "clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label}
 
 
@@ -91,12 +107,14 @@ def former_rows(target: Path | None, partial: Path, settings: dict[str, str], sc
     Shards are read once for their sha256: rows of a damaged one are not taken over.
     """
     rows, kept = FormerRows(schema, of_id), kept_files(partial)
+    before = {path.name: stat_now(path) for path in target.glob("*.arrow")} if target else {}
     for line in sound_shards(target, settings) if target else ():
-        rows.add(target / line["file"])
+        rows.add(target / line["file"], before.get(line["file"]))
     # By their bytes, too: files may have changed names since.
     finished = {pair for entry in done.values() if entry["shard"] and kept for pair in clips_in(partial / entry["shard"]["file"])}
     for path in kept:
-        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, finished):
+        facts = stat_now(path)
+        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, facts, finished):
             path.unlink()
     return rows
 

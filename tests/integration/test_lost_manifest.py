@@ -1,0 +1,78 @@
+"""Packing over what is not as pack.py left it: shards that change under it, manifests that are cut off, gone or newer, another split."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from clip_files import make_videos
+from launching import load_script
+
+from vlmphys import packing, shard_files
+from vlmphys.layout import Clip, scan_videos
+from vlmphys.packing import FrameSettings, PackReport, check_kept, pack_frames
+from vlmphys.shards import FramesTable
+from vlmphys.splits import make_split, write_split
+from vlmphys.takeover import FormerRows
+
+pytestmark = pytest.mark.integration
+
+SETTINGS = FrameSettings(8, 32)
+CLIPS = 9
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(packing, "CLIPS_PER_SHARD", 4)
+    monkeypatch.setattr(packing, "FRAMES_PER_BATCH", 2)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """9 good clips of one category."""
+    return make_videos(tmp_path_factory.mktemp("videos"), {"fan": ("stuck",)}, clips=3)
+
+
+@pytest.fixture(scope="module")
+def once(videos, tmp_path_factory) -> Path:
+    """They are packed: shards of 4, 4 and 1 clips."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(packing, "CLIPS_PER_SHARD", 4)
+        patched.setattr(packing, "FRAMES_PER_BATCH", 2)
+        out = tmp_path_factory.mktemp("packed")
+        assert pack(scan_videos(videos), out).decoded == CLIPS
+    return out
+
+
+@pytest.fixture
+def out(once, tmp_path) -> Path:
+    """A packed folder that a test may change."""
+    return Path(shutil.copytree(once, tmp_path / "packed"))
+
+
+def pack(clips: list[Clip], out: Path, settings: FrameSettings = SETTINGS, **options) -> PackReport:
+    return pack_frames(clips, out, settings, 0, **options)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("change", (lambda path: os.truncate(path, path.stat().st_size // 3), Path.unlink,
+                                    lambda path: shutil.copyfile(path.with_name("frames-00001.arrow"), path)), ids=("cut", "gone", "replaced"))
+def test_a_shard_that_changes_while_its_rows_are_copied_is_named(videos, out, monkeypatch, change):
+    clips, really, shard = scan_videos(videos), FormerRows.row, out / "frames/frames-00000.arrow"
+
+    def row(self, clip, sha256):
+        if clip.clip_id == clips[2].clip_id:
+            change(shard)
+        return really(self, clip, sha256)
+
+    monkeypatch.setattr(FormerRows, "row", row)
+    with pytest.raises(ValueError, match="frames-00000.arrow: was cut off or replaced while rows of it were copied"):
+        pack([replace(clips[0], state="loose"), *clips[1:]], out)
