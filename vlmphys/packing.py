@@ -200,7 +200,7 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
         quarantine = tuple(read_quarantine(target / QUARANTINE))
         progress(len(clips), len(quarantine))
         return report_of(table.manifest, True, quarantine)
-    with clear_disk_errors(out, "finished shards"):
+    with clear_disk_errors(out, "finished shards, and all of the next one but its last few clips,"):
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
         done = _open_partial(partial, inputs, settings, restart)
         if same and not restart:
@@ -313,16 +313,10 @@ class _Disk:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Do what waits, end the thread, and leave the shards that are not whole for a later run; after a failure these are dropped."""
+        """Do what waits, end the thread, and leave the whole batches of the shards that are not whole for a later run, after a failure too."""
         self._thread.shutdown()
         for writer in self._writers:
-            try:
-                if not self._failed:
-                    writer.leave()
-            except OSError:
-                self._failed = True
-            if self._failed:
-                writer.abort()
+            writer.leave(self._failed)
 
 
 def _finish_shard(index: int, writer: ShardWriter, bad: list[dict], done: dict[int, dict], journal: Path) -> None:

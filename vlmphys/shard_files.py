@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ class _HashedFile:
         self._stream.flush()
 
     def close(self) -> None:
-        self._stream.close()
         self.closed = True
+        self._stream.close()
 
     def sha256(self) -> str:
         """Hex digest of what was written so far."""
@@ -93,10 +94,16 @@ class ShardWriter:
         fsync_folder(self.path.parent)
         return line
 
-    def leave(self) -> None:
-        """End before the shard is whole, with all rows so far in record batches that can be read again; nothing where `close` was reached."""
-        if not self._sink.closed:
-            self._flush()
+    def leave(self, failed: bool = False) -> None:
+        """End before the shard is whole, with all rows so far in record batches that can be read again; after a write that `failed`, and where
+        the disk refuses now, with the batches that are listed. Nothing where `close` was reached."""
+        if self._sink.closed:
+            return
+        # What comes after the last listed batch is cut off by whoever goes on from here.
+        with suppress(OSError):
+            if not failed:
+                self._flush()
+        with suppress(OSError):
             self._sink.close()
 
     def abort(self) -> None:

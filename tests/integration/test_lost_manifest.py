@@ -76,3 +76,28 @@ def test_a_shard_that_changes_while_its_rows_are_copied_is_named(videos, out, mo
     monkeypatch.setattr(FormerRows, "row", row)
     with pytest.raises(ValueError, match="frames-00000.arrow: was cut off or replaced while rows of it were copied"):
         pack([replace(clips[0], state="loose"), *clips[1:]], out)
+
+
+@pytest.mark.parametrize("part", ("batch", "footer"))
+def test_a_full_disk_loses_no_whole_batch_of_an_unfinished_shard(videos, tmp_path, monkeypatch, part):
+    """The second shard's second batch does not fit, or what ends the file after both."""
+    clips, out, really = scan_videos(videos), tmp_path / "packed", shard_files._HashedFile.write
+    out.mkdir()
+
+    def write(self, data) -> int:
+        path = Path(self._stream.name)
+        if path.name == "frames-00001.arrow.tmp":
+            lines = path.with_name("frames-00001.arrow.batches")
+            if lines.is_file() and lines.read_text().count("\n") == (1 if part == "batch" else 2):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really(self, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_files._HashedFile, "write", write)
+        with pytest.raises(ValueError, match="no space left .* finished shards, and all of the next one but its last few clips, are kept"):
+            pack(clips, out)
+    report = pack(clips, out)
+    kept = 4 + (2 if part == "batch" else 4)
+    assert (report.taken_over, report.decoded) == (kept, CLIPS - kept)
+    pack(clips, tmp_path)
+    assert tree(out / "frames") == tree(tmp_path / "frames")
