@@ -71,7 +71,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
     parser.add_argument("--restart", action="store_true", help="decode all clips anew, with these settings, whatever is packed")
     parser.add_argument("--repair", action="store_true", help="read all that is packed, and make anew the shards whose bytes changed since; those "
-                        "that are missing or cut off are made anew without it, too")
+                        "that are missing or cut off are made anew without it, too; and take over the rows of whole shards whose manifest is damaged or gone")
     parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
@@ -138,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
     maker.check(states)
     check_split_target(out / SPLIT)
     if with_frames and not options.restart:
-        check_kept(clips, out, frame_settings)
+        check_kept(clips, out, frame_settings, options.repair)
     if options.check:
         if with_frames:
             check_listed(options.videos, clips)
@@ -267,6 +267,10 @@ def show(table: str, report: PackReport, out: Path) -> None:
                   f"{report.nbytes / 2**20:.1f} MiB in {out / table}")
     if report.taken_over:
         console.print(f"  {report.taken_over} taken over, {report.decoded} decoded")
+    if report.unproven:
+        console.print(f"  rows of {counted(len(report.unproven), 'shard')} were taken over that nothing proves, first "
+                      f"{Path(report.unproven[0]).name}: whole Arrow files whose sha256, and perhaps reader, the manifest no longer told; "
+                      "--restart decodes all anew")
     for bad in report.quarantine[:5]:
         console.print(f"  quarantined {printable(bad['clip_id'])}: {bad['reason']}", markup=False)
     if report.quarantine:

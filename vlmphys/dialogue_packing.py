@@ -11,14 +11,14 @@ from pathlib import Path
 
 from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, swap_folder, write_atomic
-from vlmphys.packing import PackReport, report_of, stored_inputs
+from vlmphys.packing import PackReport, report_of
 from vlmphys.priors import Prior, priors_sha256
 from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
 from vlmphys.records import Split, Variant, sha256_text, stable_int
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, read_manifest
 from vlmphys.shards import DIALOGUES, DIALOGUES_PER_BATCH, DialogueTable, dialogues_schema
 from vlmphys.splits import SplitFile
-from vlmphys.takeover import is_sound
+from vlmphys.standing import is_sound, stored_inputs
 from vlmphys.unfinished import check_partial
 
 DIALOGUES_PER_SHARD = 8192

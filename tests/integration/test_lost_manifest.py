@@ -101,3 +101,73 @@ def test_a_full_disk_loses_no_whole_batch_of_an_unfinished_shard(videos, tmp_pat
     assert (report.taken_over, report.decoded) == (kept, CLIPS - kept)
     pack(clips, tmp_path)
     assert tree(out / "frames") == tree(tmp_path / "frames")
+
+
+def cut(path: Path) -> None:
+    """In the middle of the second shard's line."""
+    text = path.read_text()
+    os.truncate(path, len(text[:text.index("frames-00001.arrow")].encode()))
+
+
+DAMAGE = (cut, lambda path: os.truncate(path, 0), Path.unlink, lambda path: path.write_bytes(bytes(path.stat().st_size)))
+
+
+@pytest.mark.parametrize("damage, unproven", zip(DAMAGE, (2, 3, 3, 3)), ids=("cut", "empty", "gone", "zeros"))
+def test_a_lost_manifest_loses_no_row(videos, once, out, damage, unproven):
+    clips, before = scan_videos(videos), tree(once)
+    damage(out / "frames/manifest.json")
+    damaged = tree(out)
+    with pytest.raises(ValueError, match="frames/manifest.json: .* --repair.*"):
+        FramesTable.open(out / "frames")
+    for call in (check_kept, pack_frames):
+        with pytest.raises(ValueError, match=r"frames/manifest.json: .*again with --repair, .* or with --restart, which decodes all anew"):
+            call(clips, out, SETTINGS, *((0,) if call is pack_frames else ()))
+    with pytest.raises(ValueError, match=r"settings differ \(fit crop -> stretch\), and 9 finished"):
+        check_kept(clips, out, replace(SETTINGS, fit="stretch"), repair=True)
+    assert tree(out) == damaged
+    check_kept(clips, out, SETTINGS, repair=True)
+    report = pack(clips, out, repair=True)
+    assert (report.taken_over, report.decoded, len(report.unproven)) == (CLIPS, 0, unproven) and tree(out) == before
+
+
+def test_beside_a_lost_manifest_a_cut_shard_gives_no_row_and_restart_decodes_all(videos, once, out):
+    clips, before = scan_videos(videos), tree(once)
+    (out / "frames/manifest.json").unlink()
+    os.truncate(out / "frames/frames-00001.arrow", (out / "frames/frames-00001.arrow").stat().st_size - 1)
+    report = pack(clips, out, repair=True)
+    assert (report.taken_over, report.decoded) == (CLIPS - 4, 4) and tree(out) == before
+    (out / "frames/manifest.json").unlink()
+    report = pack(clips, out, restart=True)
+    assert (report.taken_over, report.decoded) == (0, CLIPS) and tree(out) == before
+
+
+def test_what_is_left_of_a_manifest_tells_the_reader_and_a_flipped_shard(videos, out):
+    """The first line's sha256 is left; a shard of other bytes is one that nothing proves."""
+    text, clips = (out / "frames/manifest.json").read_text(), scan_videos(videos)
+    cut(out / "frames/manifest.json")
+    with pytest.raises(ValueError, match=r"settings differ \(reader auto -> pyav\), and 9 finished"):
+        check_kept(clips, out, replace(SETTINGS, reader="pyav"), repair=True)
+    (out / "frames/manifest.json").write_text(text[:text.rindex("sha256")])
+    report = pack(clips, out, repair=True)
+    assert [Path(path).name for path in report.unproven] == ["frames-00002.arrow"]
+
+
+def test_a_folder_with_a_strangers_file_is_not_one_whose_manifest_is_lost(videos, out):
+    (out / "frames/manifest.json").unlink()
+    (out / "frames/thesis.arrow").write_text("dear")
+    for options in ({"repair": True}, {"restart": True}):
+        with pytest.raises(ValueError, match="was not written by data_prep/pack.py"):
+            pack(scan_videos(videos), out, **options)
+
+
+def test_frames_of_a_newer_version_are_replaced_with_restart_alone(videos, once, out):
+    path, clips = out / "frames/manifest.json", scan_videos(videos)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    before = tree(out)
+    for repair in (False, True):
+        with pytest.raises(ValueError, match="version 99 is not known here, only 1; use the vlmphys that wrote it, or .* --restart"):
+            check_kept(clips, out, SETTINGS, repair=repair)
+        with pytest.raises(ValueError, match="version 99 is not known here"):
+            pack(clips, out, repair=repair)
+    assert tree(out) == before
+    assert pack(clips, out, restart=True).decoded == CLIPS and tree(out) == tree(once)
