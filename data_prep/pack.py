@@ -7,6 +7,7 @@ With --features a model's frozen video tower is run once over every packed clip,
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -136,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: --frames {n_frames}: this model was trained on {trained_on} frames a clip; with others it must learn their places anew",
               file=sys.stderr)
     maker.check(states)
-    check_split_target(out / SPLIT)
+    check_split_copy(out)
     if with_frames and not options.restart:
         check_kept(clips, out, frame_settings, options.repair)
     if options.check:
@@ -188,6 +189,16 @@ def is_look(options: argparse.Namespace) -> bool:
     if look and options.check:
         raise ValueError("--check is about videos, split and priors, --show and --statistics about what is packed: leave one of them out")
     return look
+
+
+def check_split_copy(out: Path) -> None:
+    """As `check_split_target`, of what stands where the copy of the split goes; one that was cut off, beside packed frames, is written anew."""
+    if (out / FRAMES).is_dir() and (out / SPLIT).is_file():
+        try:
+            json.loads((out / SPLIT).read_bytes())
+        except ValueError:
+            return
+    check_split_target(out / SPLIT)
 
 
 def check_packed_as(frames: FramesTable, options: argparse.Namespace) -> None:

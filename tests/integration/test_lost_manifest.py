@@ -171,3 +171,39 @@ def test_frames_of_a_newer_version_are_replaced_with_restart_alone(videos, once,
             pack(clips, out, repair=repair)
     assert tree(out) == before
     assert pack(clips, out, restart=True).decoded == CLIPS and tree(out) == tree(once)
+
+
+@pytest.fixture
+def command(videos, out, repository, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    """Call pack.py within this process on the packed folder: `command(status, *more)` returns what it said. `--split` holds all clips."""
+    write_split(tmp_path / "split.json", make_split(scan_videos(videos), "weak", per_anomaly=1))
+    module = load_script(repository / "data_prep/pack.py")
+    monkeypatch.chdir(repository)
+
+    def call(status: int, *more: object) -> str:
+        words = ["--videos", videos, "--split", tmp_path / "split.json", "--model", tiny_model_folder, "--out", out, "--workers", 0, *more]
+        monkeypatch.setattr("sys.argv", ["pack", *map(str, words)])
+        capsys.readouterr()
+        code = module.main()
+        said = capsys.readouterr()
+        assert code == status, said
+        return said.out + said.err
+
+    call.module = module
+    return call
+
+
+def test_what_is_cheap_to_make_is_made_anew_where_it_is_cut_off_and_a_lost_manifest_is_told(command, out):
+    assert "frames: already packed" in command(0)
+    before = tree(out)
+    for name in ("dialogues/manifest.json", "split.json"):
+        for damage in (lambda path: os.truncate(path, path.stat().st_size // 2), lambda path: os.truncate(path, 0), Path.unlink):
+            damage(out / name)
+            said = command(0)
+            assert "frames: already packed" in said and tree(out) == before
+    (out / "frames/manifest.json").unlink()
+    for more in ((), ("--check",)):
+        assert "--repair" in command(2, *more)
+    said = command(0, "--repair")
+    assert "9 taken over, 0 decoded" in said and "rows of 3 shards were taken over that nothing proves, first frames-00000.arrow" in said
+    assert tree(out) == before
