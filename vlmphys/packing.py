@@ -29,7 +29,7 @@ from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, sch
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
 from vlmphys.sources import clip_stat, sha256_now, stat_now
 from vlmphys.splits import SplitFile
-from vlmphys.standing import UNKNOWN, check_version, finished_clips, stored_inputs
+from vlmphys.standing import UNKNOWN, check_dropped, check_version, finished_clips, stored_inputs
 from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards
 from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, finish_folder, keep_rows, kept_files, open_journal,
                                 read_journal, unfinished_clips)
@@ -351,13 +351,14 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
     return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, settings.as_inputs(), lines]))
 
 
-def check_kept(clips: list[Clip], out: Path, settings: FrameSettings, repair: bool = False) -> None:
+def check_kept(clips: list[Clip], out: Path, settings: FrameSettings, repair: bool = False, drop: bool = False) -> list[str]:
     """Raise ValueError where packing would discard clips that were finished, naming the settings that differ, or a manifest that cannot be used
-    (with `repair` one of a newer version alone). Writes nothing."""
+    (with `repair` one of a newer version alone); and, without `drop`, where most of the clips packed are not among these. Returns what to say of
+    others that will be dropped. Writes nothing."""
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     check_version(target)
     if stored_inputs(target, repair) == _inputs_sha256(clips, settings):
-        return
+        return []
     wanted = settings.described()
     for folder, (packed, clips_there) in {partial: unfinished_clips(partial), target: finished_clips(target)}.items():
         # Which reader it was is not known where the manifest is lost.
@@ -366,6 +367,7 @@ def check_kept(clips: list[Clip], out: Path, settings: FrameSettings, repair: bo
         if clips_there and changed:
             raise ValueError(f"{folder}: settings differ ({', '.join(changed)}), and {clips_there} finished clip(s) would be discarded: "
                              "give the former settings, another --out, or --restart to decode all anew")
+    return check_dropped({clip.clip_id for clip in clips}, target, partial, drop)
 
 
 def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = (), taken_over: int = 0, decoded: int = 0,

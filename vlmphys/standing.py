@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlmphys.files import read_json
-from vlmphys.records import sha256_file
+from vlmphys.records import counted, sha256_file
 from vlmphys.shard_files import MANIFEST, REPAIR, VERSION, read_manifest, schema_metadata
 from vlmphys.shards import FRAMES, QUARANTINE
 from vlmphys.sources import stat_now
@@ -70,6 +70,24 @@ def finished_clips(target: Path) -> tuple[dict[str, str], int]:
         return _lost_settings(target, shards[0]) if shards else {}, sum(len(clips_in(path)) for path in shards)
     manifest = read_json(target / MANIFEST, f"delete {target} and pack it again") if (target / MANIFEST).is_file() else {}
     return packed_settings(manifest), manifest.get("rows", 0)
+
+
+def check_dropped(clip_ids: set[str], target: Path, partial: Path, drop: bool) -> list[str]:
+    """What to say where packing these clips would drop others that a finished or an unfinished folder of frames holds: a line, or none.
+
+    ValueError where these are more than half of what is packed, except with `drop`.
+    """
+    finished = {clip_id for folder in (target, partial) if folder.is_dir() for path in folder.glob("*.arrow") for clip_id, _ in clips_in(path)}
+    begun = {clip_id for path in partial.glob("*.arrow.tmp") for clip_id, _ in clips_in(path, torn=True)} if partial.is_dir() else set()
+    packed = finished | begun
+    lost = packed - clip_ids
+    if not lost:
+        return []
+    are = "is" if len(lost) == 1 else "are"
+    if 2 * len(lost) > len(packed) and not drop:
+        raise ValueError(f"{target}: {len(lost)} of {counted(len(packed), 'packed clip')} {are} not in this split and would be dropped, first "
+                         f"{min(lost)!r}: give the split that they were packed with, another --out, or --drop to let them go")
+    return [f"{counted(len(lost), 'packed clip')} {are} not in this split and will be dropped"]
 
 
 def packed_settings(manifest: dict) -> dict[str, str]:

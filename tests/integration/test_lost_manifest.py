@@ -14,6 +14,7 @@ from clip_files import make_videos
 from launching import load_script
 
 from vlmphys import packing, shard_files
+from vlmphys.files import only_writer
 from vlmphys.layout import Clip, scan_videos
 from vlmphys.packing import FrameSettings, PackReport, check_kept, pack_frames
 from vlmphys.shards import FramesTable
@@ -207,3 +208,62 @@ def test_what_is_cheap_to_make_is_made_anew_where_it_is_cut_off_and_a_lost_manif
     said = command(0, "--repair")
     assert "9 taken over, 0 decoded" in said and "rows of 3 shards were taken over that nothing proves, first frames-00000.arrow" in said
     assert tree(out) == before
+
+
+def fewer(tmp_path: Path, videos: Path, count: int) -> Path:
+    """A split that names the first so many clips of each side."""
+    split = json.loads((tmp_path / "split.json").read_text())
+    sides = {side: [clip_id for clip_id in sorted(split["clips"]) if split["clips"][clip_id] == side][:count] for side in ("train", "test")}
+    write_split(tmp_path / "fewer.json", {**split, "clips": {clip_id: side for side, clip_ids in sides.items() for clip_id in clip_ids}})
+    return tmp_path / "fewer.json"
+
+
+def test_packed_clips_that_a_split_no_longer_names_do_not_go_in_silence(command, videos, out, tmp_path):
+    assert "packed" in command(0)
+    before = tree(out)
+    few = fewer(tmp_path, videos, 2)
+    for more in ((), ("--check",), ("--repair",)):
+        said = command(2, "--split", few, *more)
+        assert "5 of 9 packed clips are not in this split and would be dropped, first 'fan/" in said and "--drop" in said
+    assert tree(out) == before
+    assert "5 packed clips are not in this split and will be dropped" in command(0, "--split", few, "--check", "--drop")
+    most = fewer(tmp_path, videos, 4)
+    for more in (("--check",), ()):
+        said = command(0, "--split", most, *more)
+        assert "1 packed clip is not in this split and will be dropped" in said
+    assert "8 taken over, 0 decoded" in said
+    said = command(0, "--split", fewer(tmp_path, videos, 1), "--drop")
+    assert "6 packed clips are not in this split and will be dropped" in said and "2 taken over, 0 decoded" in said
+    assert "not in this split" not in command(0)
+
+
+def test_an_unfinished_folder_counts_too(videos, tmp_path):
+    clips, out = scan_videos(videos), tmp_path / "packed"
+    out.mkdir()
+
+    def progress(done: int, bad: int) -> None:
+        if done == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack(clips, out, progress=progress)
+    assert list((out / "frames.partial").glob("*.arrow.tmp"))
+    before = tree(out)
+    with pytest.raises(ValueError, match="5 of 6 packed clips are not in this split"):
+        check_kept([clips[5], *clips[6:]], out, SETTINGS)
+    assert check_kept([clips[5], *clips[6:]], out, SETTINGS, drop=True) and check_kept(clips[1:], out, SETTINGS) and not check_kept(clips, out, SETTINGS)
+    assert tree(out) == before
+
+
+def test_what_would_be_lost_is_looked_at_under_the_lock(command, out, monkeypatch):
+    locked, really = [], command.module.check_kept
+
+    def check(*arguments):
+        with pytest.raises(ValueError, match="another process is packing into this folder"), only_writer(out):
+            pass
+        locked.append(True)
+        return really(*arguments)
+
+    monkeypatch.setattr(command.module, "check_kept", check)
+    command(0)
+    assert locked == [True]
