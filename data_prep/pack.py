@@ -118,6 +118,9 @@ def run(options: argparse.Namespace) -> int:
     if with_frames:
         found = find_clips(options.videos)
         clips = check_clips(found, split)
+        if others := len(found) - len(clips):
+            console.print(f"note: {counted(others, 'clip')} of the videos {'is' if others == 1 else 'are'} in no side of the split: split again to use "
+                          f"{'it' if others == 1 else 'them'}")
         states = {clip.clip_id: (clip.category, clip.state) for clip in clips}
         n_frames = options.frames
     else:

@@ -267,3 +267,11 @@ def test_what_would_be_lost_is_looked_at_under_the_lock(command, out, monkeypatc
     monkeypatch.setattr(command.module, "check_kept", check)
     command(0)
     assert locked == [True]
+
+
+def test_videos_that_no_side_of_the_split_names_are_counted(command, videos, out, tmp_path):
+    words = "clips of the videos are in no side of the split: split again to use them"
+    assert "in no side of the split" not in command(0, "--check")
+    assert f"5 {words}" in command(0, "--split", fewer(tmp_path, videos, 2), "--check", "--drop")
+    said = command(0, "--split", fewer(tmp_path, videos, 4))
+    assert "1 clip of the videos is in no side of the split: split again to use it" in said and "frames: packed, 8 rows" in said
