@@ -74,7 +74,8 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
     parser.add_argument("--restart", action="store_true", help="decode all clips anew, with these settings, whatever is packed")
     parser.add_argument("--repair", action="store_true", help="read all that is packed, and make anew the shards whose bytes changed since; those "
-                        "that are missing or cut off are made anew without it, too; and take over the rows of whole shards whose manifest is damaged or gone")
+                        "that are missing or cut off are made anew without it, too; and take over the rows of whole shards where the manifest is "
+                        "damaged or gone")
     parser.add_argument("--drop", action="store_true", help="let packed clips go that the split no longer names, even where they are most of "
                         "what is packed (a clip that has only changed its name is taken over all the same)")
     parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
@@ -119,8 +120,8 @@ def run(options: argparse.Namespace) -> int:
         found = find_clips(options.videos)
         clips = check_clips(found, split)
         if others := len(found) - len(clips):
-            console.print(f"note: {counted(others, 'clip')} of the videos {'is' if others == 1 else 'are'} in no side of the split: split again to use "
-                          f"{'it' if others == 1 else 'them'}")
+            are, them = ("is", "it") if others == 1 else ("are", "them")
+            console.print(f"note: {counted(others, 'clip')} of the videos {are} in no side of the split: split again to use {them}")
         states = {clip.clip_id: (clip.category, clip.state) for clip in clips}
         n_frames = options.frames
     else:

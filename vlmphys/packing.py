@@ -190,8 +190,9 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
 
     Clips that were decoded before, here or into the unfinished folder, with the same settings from the same bytes, are not decoded again, except
     with `restart`; bad ones are tried again where anything changed. Shards of another size than they were written with are made anew, with
-    `repair` those of other bytes, too; with that, shards whose manifest is damaged or gone give their rows. Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is
-    called as it goes, first with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises
+    `repair` those of other bytes, too; and where the manifest is damaged or gone, whole shards give their rows. Bad clips are
+    listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first with what an earlier run had
+    done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises
     ValueError where every clip is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
