@@ -6,7 +6,8 @@ other judges; drafts of texts: `prior_outline`, `draft_checks`, `drafting`; `dia
 shards: `frame_rules`, `video`, `regions`, `pixels`, `shards` (`shard_files`), `packing` (`workers`, `unfinished`, `standing`, `takeover`),
 `dialogue_packing`, `dialogue_views`, `verifying`; what the video tower makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to
 bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` ->
-`train.run_steps` -> `train.train_step` -> `engine`); beside it `validation`, `signals`, `help_text`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`,
+`train.run_steps` -> `train.train_step` -> `engine`); beside it `validation`, `signals`, `help_text`, `timing`, `flops`, `turn_gradients`,
+`tracking`, `checkpoint`,
 `runs`
 (`finished`), and what lies below `engine`: `deepspeed_parts`, `compiling`, `heap`, `out_of_memory`. After it: `inference`, `asking`, `predict`,
 `prediction_files`, `predictions` (`rows`, `answer_files`), `calibration` (`calibrate`), `metrics` (`paired`), `scoring`, `comparison`,
