@@ -7,6 +7,7 @@ With --features a model's frozen video tower is run once over every packed clip,
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from vlmphys.features import FEATURES, FeaturesTable
 from vlmphys.files import only_writer, write_atomic
 from vlmphys.frame_rules import FRAME_RULES
 from vlmphys.help_text import DefaultsFormatter
+from vlmphys.layout import Clip
 from vlmphys.packing import READER_LIMIT_SECONDS, FrameSettings, PackReport, check_clips, check_kept, pack_frames
 from vlmphys.pixels import FITS
 from vlmphys.prior_lint import lint_warning
@@ -39,6 +41,7 @@ from vlmphys.records import Variant, counted
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
 from vlmphys.splits import SplitFile, check_split_target, load_split, losses
+from vlmphys.unfinished import finish_folder
 from vlmphys.video import READERS
 
 MOST_CLASSES = 20
@@ -71,7 +74,10 @@ def parser_of() -> argparse.ArgumentParser:
     parser.add_argument("--only", choices=(FRAMES, DIALOGUES), help="write this table alone; dialogues never decode")
     parser.add_argument("--restart", action="store_true", help="decode all clips anew, with these settings, whatever is packed")
     parser.add_argument("--repair", action="store_true", help="read all that is packed, and make anew the shards whose bytes changed since; those "
-                        "that are missing or cut off are made anew without it, too")
+                        "that are missing or cut off are made anew without it, too; and take over the rows of whole shards where the manifest is "
+                        "damaged or gone")
+    parser.add_argument("--drop", action="store_true", help="let packed clips go that the split no longer names, even where they are most of "
+                        "what is packed (a clip that has only changed its name is taken over all the same)")
     parser.add_argument("--check", action="store_true", help="check all inputs, priors and the length of dialogues, and write nothing")
     parser.add_argument("--priors", help="folder with your own <category>.yaml files")
     parser.add_argument("--seed", type=int, default=0, help="picks the paraphrases of the questions")
@@ -111,7 +117,11 @@ def run(options: argparse.Namespace) -> int:
     split_path = Path(options.split or out / SPLIT)
     split = load_split(split_path)
     if with_frames:
-        clips = check_clips(find_clips(options.videos), split)
+        found = find_clips(options.videos)
+        clips = check_clips(found, split)
+        if others := len(found) - len(clips):
+            are, them = ("is", "it") if others == 1 else ("are", "them")
+            console.print(f"note: {counted(others, 'clip')} of the videos {are} in no side of the split: split again to use {them}")
         states = {clip.clip_id: (clip.category, clip.state) for clip in clips}
         n_frames = options.frames
     else:
@@ -136,16 +146,18 @@ def run(options: argparse.Namespace) -> int:
         print(f"warning: --frames {n_frames}: this model was trained on {trained_on} frames a clip; with others it must learn their places anew",
               file=sys.stderr)
     maker.check(states)
-    check_split_target(out / SPLIT)
-    if with_frames and not options.restart:
-        check_kept(clips, out, frame_settings)
+    check_split_copy(out)
     if options.check:
         if with_frames:
+            say_what_goes(clips, out, frame_settings, options)
             check_listed(options.videos, clips)
         console.print(f"{counted(len(states), 'clip')}: split, priors and dialogues fit; nothing was written (--check)")
         return 0
     with only_writer(out):
         if with_frames:
+            # Under the lock: nobody else changes what is looked at here.
+            finish_folder(out / f"{FRAMES}.partial", out / FRAMES)
+            say_what_goes(clips, out, frame_settings, options)
             report = decode(clips, out, frame_settings, workers, options)
             show(FRAMES, report, out)
             show_losses(*losses(states, split, (bad["clip_id"] for bad in report.quarantine)))
@@ -188,6 +200,23 @@ def is_look(options: argparse.Namespace) -> bool:
     if look and options.check:
         raise ValueError("--check is about videos, split and priors, --show and --statistics about what is packed: leave one of them out")
     return look
+
+
+def say_what_goes(clips: list[Clip], out: Path, settings: FrameSettings, options: argparse.Namespace) -> None:
+    """Raise ValueError where packed clips would be lost that nobody has said may go, and print how many go else (see `check_kept`)."""
+    if not options.restart:
+        for line in check_kept(clips, out, settings, options.repair, options.drop):
+            console.print(f"note: {line}")
+
+
+def check_split_copy(out: Path) -> None:
+    """As `check_split_target`, of what stands where the copy of the split goes; one that was cut off, beside packed frames, is written anew."""
+    if (out / FRAMES).is_dir() and (out / SPLIT).is_file():
+        try:
+            json.loads((out / SPLIT).read_bytes())
+        except ValueError:
+            return
+    check_split_target(out / SPLIT)
 
 
 def check_packed_as(frames: FramesTable, options: argparse.Namespace) -> None:
@@ -267,6 +296,10 @@ def show(table: str, report: PackReport, out: Path) -> None:
                   f"{report.nbytes / 2**20:.1f} MiB in {out / table}")
     if report.taken_over:
         console.print(f"  {report.taken_over} taken over, {report.decoded} decoded")
+    if report.unproven:
+        console.print(f"  rows of {counted(len(report.unproven), 'shard')} were taken over that nothing proves, first "
+                      f"{Path(report.unproven[0]).name}: whole Arrow files whose sha256, and perhaps reader, the manifest no longer told; "
+                      "--restart decodes all anew")
     for bad in report.quarantine[:5]:
         console.print(f"  quarantined {printable(bad['clip_id'])}: {bad['reason']}", markup=False)
     if report.quarantine:

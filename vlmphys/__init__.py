@@ -3,10 +3,11 @@
 Reading order. What a clip is and where it stands: `records`, `layout`, `clip_lists` (`sources`), `splits`, `held_out`, `near_duplicates`;
 how files are written: `files`. What is said about it: `priors`, `prompts`, `dialogue`; `leak_words`, `prior_lint`, and `paeval` for the texts of
 other judges; drafts of texts: `prior_outline`, `draft_checks`, `drafting`; `dialogue_export` (`bridges`) for other toolkits. From video to
-shards: `frame_rules`, `video`, `regions`, `pixels`, `shards` (`shard_files`), `packing` (`workers`, `unfinished`, `takeover`), `dialogue_packing`,
-`dialogue_views`, `verifying`; what the video tower makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to bottom: `config`,
-`model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` -> `train.run_steps` ->
-`train.train_step` -> `engine`); beside it `validation`, `signals`, `help_text`, `timing`, `flops`, `turn_gradients`, `tracking`, `checkpoint`,
+shards: `frame_rules`, `video`, `regions`, `pixels`, `shards` (`shard_files`), `packing` (`workers`, `unfinished`, `standing`, `takeover`),
+`dialogue_packing`, `dialogue_views`, `verifying`; what the video tower makes of them, kept: `features`, `feature_packing`, `tower`. Training, top to
+bottom: `config`, `model`, `batches`, `loss`, `tuning`, `world`, `engine`, `train` (the optimizer step is `launch/train.py` -> `train.train` ->
+`train.run_steps` -> `train.train_step` -> `engine`); beside it `validation`, `signals`, `help_text`, `timing`, `flops`, `turn_gradients`,
+`tracking`, `checkpoint`,
 `runs`
 (`finished`), and what lies below `engine`: `deepspeed_parts`, `compiling`, `heap`, `out_of_memory`. After it: `inference`, `asking`, `predict`,
 `prediction_files`, `predictions` (`rows`, `answer_files`), `calibration` (`calibrate`), `metrics` (`paired`), `scoring`, `comparison`,

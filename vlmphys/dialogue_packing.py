@@ -11,14 +11,14 @@ from pathlib import Path
 
 from vlmphys.dialogue import TokenizedDialogue, tokenize_dialogue
 from vlmphys.files import clear_disk_errors, finish_swap, json_bytes, swap_folder, write_atomic
-from vlmphys.packing import PackReport, report_of, stored_inputs
+from vlmphys.packing import PackReport, report_of
 from vlmphys.priors import Prior, priors_sha256
 from vlmphys.prompts import PROMPT_IDS, SYSTEM, dialogue_text
 from vlmphys.records import Split, Variant, sha256_text, stable_int
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, read_manifest
 from vlmphys.shards import DIALOGUES, DIALOGUES_PER_BATCH, DialogueTable, dialogues_schema
 from vlmphys.splits import SplitFile
-from vlmphys.takeover import is_sound
+from vlmphys.standing import is_sound, stored_inputs
 from vlmphys.unfinished import check_partial
 
 DIALOGUES_PER_SHARD = 8192
@@ -77,7 +77,7 @@ class DialogueMaker:
 
 def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Path, maker: DialogueMaker, repair: bool = False) -> PackReport:
     """Write `out/dialogues` for the packed clips, (category, state) by clip id; nothing is decoded, nothing happens where it is all there:
-    each shard of the size that was written, with `repair` of the same bytes.
+    each shard of the size that was written, with `repair` of the same bytes, and the manifest whole.
 
     The former folder stands until the new one is complete. Raises ValueError, naming the clip, for a dialogue that does not fit.
     """
@@ -88,7 +88,7 @@ def pack_dialogues(states: dict[str, tuple[str, str]], split: SplitFile, out: Pa
         states = shuffled_states(states, split, settings.shuffle_labels)
     meta, train = maker.meta(), set(split.clip_ids(Split.TRAIN))
     inputs = sha256_text(json.dumps([meta, DIALOGUES_PER_SHARD, sorted(states.items()), sorted(train)], sort_keys=True))
-    if stored_inputs(target) == inputs and all(is_sound(target, line, repair) for line in read_manifest(target, DIALOGUES)["shards"]):
+    if stored_inputs(target, anew=True) == inputs and all(is_sound(target, line, repair) for line in read_manifest(target, DIALOGUES)["shards"]):
         return report_of(DialogueTable.open(target).manifest, True)
     with clear_disk_errors(out, "finished shards"):
         check_partial(partial)

@@ -18,10 +18,11 @@ from torch import nn
 from vlmphys.features import DTYPE, FEATURES, FeaturesTable, clip_bytes, features_schema
 from vlmphys.files import clear_disk_errors, json_bytes, swap_folder, write_atomic
 from vlmphys.model import ModelFacts, load_config, normalise_frames
-from vlmphys.packing import PackReport, report_of, stored_inputs
+from vlmphys.packing import PackReport, report_of
 from vlmphys.records import sha256_text
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
 from vlmphys.shards import FramesTable
+from vlmphys.standing import stored_inputs
 from vlmphys.tower import feature_layers, load_tower, tower_features, tower_sha256
 from vlmphys.unfinished import JOURNAL, append_durably, check_space, finish_folder, open_journal
 

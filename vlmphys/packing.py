@@ -19,7 +19,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from vlmphys.files import clear_disk_errors, json_bytes, read_json, swap_folder, write_atomic
+from vlmphys.files import clear_disk_errors, json_bytes, swap_folder, write_atomic
 from vlmphys.frame_rules import FRAME_RULES, SET_RULES, VideoError, frame_indices
 from vlmphys.layout import Clip
 from vlmphys.pixels import FITS, fit_frames
@@ -29,7 +29,8 @@ from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, sch
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
 from vlmphys.sources import clip_stat, sha256_now, stat_now
 from vlmphys.splits import SplitFile
-from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards, packed_settings
+from vlmphys.standing import UNKNOWN, check_dropped, check_version, finished_clips, stored_inputs
+from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards
 from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, finish_folder, keep_rows, kept_files, open_journal,
                                 read_journal, unfinished_clips)
 from vlmphys.video import READERS, read_picked
@@ -88,7 +89,8 @@ class FrameSettings:
 @dataclass(frozen=True)
 class PackReport:
     """What a packing call did. `skipped`: everything was there already. `quarantine`: {clip_id, path, reason} of each bad clip. Of frames,
-    `taken_over` rows are of earlier runs, and `decoded` clips were tried by this one, bad ones among them."""
+    `taken_over` rows are of earlier runs, and `decoded` clips were tried by this one, bad ones among them; `unproven` are the former shards
+    whose rows were taken over though no sha256 was left to prove their bytes."""
 
     rows: int
     shards: int
@@ -97,6 +99,7 @@ class PackReport:
     quarantine: tuple[dict, ...] = ()
     taken_over: int = 0
     decoded: int = 0
+    unproven: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,20 +190,23 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
 
     Clips that were decoded before, here or into the unfinished folder, with the same settings from the same bytes, are not decoded again, except
     with `restart`; bad ones are tried again where anything changed. Shards of another size than they were written with are made anew, with
-    `repair` those of other bytes, too. Bad clips are listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is
-    called as it goes, first with what an earlier run had done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises
+    `repair` those of other bytes, too; and where the manifest is damaged or gone, whole shards give their rows. Bad clips are
+    listed in `quarantine.jsonl` and never replaced. `progress(clips done, quarantined)` is called as it goes, first with what an earlier run had
+    done. A reader that takes longer than `limit_seconds` for a clip is ended. Raises
     ValueError where every clip is bad, and where the disk is full.
     """
     target, partial = out / FRAMES, out / f"{FRAMES}.partial"
     finish_folder(partial, target)
     inputs = _inputs_sha256(clips, settings)
-    same = stored_inputs(target) == inputs
+    if not restart:
+        check_version(target)
+    same = stored_inputs(target, restart or repair) == inputs
     if same and not restart and is_whole(target, repair):
         table = FramesTable.open(target)
         quarantine = tuple(read_quarantine(target / QUARANTINE))
         progress(len(clips), len(quarantine))
         return report_of(table.manifest, True, quarantine)
-    with clear_disk_errors(out, "finished shards"):
+    with clear_disk_errors(out, "finished shards, and all of the next one but its last few clips,"):
         chunks = [clips[start:start + CLIPS_PER_SHARD] for start in range(0, len(clips), CLIPS_PER_SHARD)]
         done = _open_partial(partial, inputs, settings, restart)
         if same and not restart:
@@ -224,7 +230,7 @@ def pack_frames(clips: list[Clip], out: Path, settings: FrameSettings, workers: 
         write_atomic(partial / MANIFEST, json_bytes(manifest))
         (partial / JOURNAL).unlink()
         swap_folder(partial, target)
-    return report_of(manifest, False, quarantine, taken_over + copied, decoded)
+    return report_of(manifest, False, quarantine, taken_over + copied, decoded, former.unproven)
 
 
 def _open_partial(partial: Path, inputs: str, settings: FrameSettings, restart: bool) -> dict[int, dict]:
@@ -313,16 +319,10 @@ class _Disk:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Do what waits, end the thread, and leave the shards that are not whole for a later run; after a failure these are dropped."""
+        """Do what waits, end the thread, and leave the whole batches of the shards that are not whole for a later run, after a failure too."""
         self._thread.shutdown()
         for writer in self._writers:
-            try:
-                if not self._failed:
-                    writer.leave()
-            except OSError:
-                self._failed = True
-            if self._failed:
-                writer.abort()
+            writer.leave(self._failed)
 
 
 def _finish_shard(index: int, writer: ShardWriter, bad: list[dict], done: dict[int, dict], journal: Path) -> None:
@@ -352,36 +352,27 @@ def _inputs_sha256(clips: list[Clip], settings: FrameSettings) -> str:
     return sha256_text(json.dumps([VERSION, CLIPS_PER_SHARD, settings.as_inputs(), lines]))
 
 
-def stored_inputs(target: Path) -> str | None:
-    """What a packed folder was made from; None where there is none yet, or one of another version. ValueError for a stranger's folder."""
-    foreign = f"{target}: exists and was not written by data_prep/pack.py; give another --out"
-    if not (target / MANIFEST).is_file():
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ValueError(foreign)
-        return None
-    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
-    if manifest.get("kind") != target.name:
-        raise ValueError(foreign)
-    return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
-
-
-def check_kept(clips: list[Clip], out: Path, settings: FrameSettings) -> None:
-    """Raise ValueError, naming the settings, where packing with these would discard clips that were finished with others."""
-    target = out / FRAMES
-    if stored_inputs(target) == _inputs_sha256(clips, settings):
-        return
-    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again") if (target / MANIFEST).is_file() else {}
-    finished = {out / f"{FRAMES}.partial": unfinished_clips(out / f"{FRAMES}.partial"), target: (packed_settings(manifest), manifest.get("rows", 0))}
+def check_kept(clips: list[Clip], out: Path, settings: FrameSettings, repair: bool = False, drop: bool = False) -> list[str]:
+    """Raise ValueError where packing would discard clips that were finished, naming the settings that differ, or a manifest that cannot be used
+    (with `repair` one of a newer version alone); and, without `drop`, where most of the clips packed are not among these. Returns what to say of
+    others that will be dropped. Writes nothing."""
+    target, partial = out / FRAMES, out / f"{FRAMES}.partial"
+    check_version(target)
+    if stored_inputs(target, repair) == _inputs_sha256(clips, settings):
+        return []
     wanted = settings.described()
-    for folder, (packed, clips_there) in finished.items():
+    for folder, (packed, clips_there) in {partial: unfinished_clips(partial), target: finished_clips(target)}.items():
+        # Which reader it was is not known where the manifest is lost.
         changed = [f"{name} {packed.get(name, 'not given')} -> {wanted.get(name, 'not given')}"
-                   for name in sorted({*packed, *wanted} - {"version"}) if packed.get(name) != wanted.get(name)]
+                   for name in sorted({*packed, *wanted} - {"version"}) if packed.get(name) not in (wanted.get(name), UNKNOWN)]
         if clips_there and changed:
             raise ValueError(f"{folder}: settings differ ({', '.join(changed)}), and {clips_there} finished clip(s) would be discarded: "
                              "give the former settings, another --out, or --restart to decode all anew")
+    return check_dropped({clip.clip_id for clip in clips}, target, partial, drop)
 
 
-def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = (), taken_over: int = 0, decoded: int = 0) -> PackReport:
+def report_of(manifest: dict, skipped: bool, quarantine: tuple[dict, ...] = (), taken_over: int = 0, decoded: int = 0,
+              unproven: tuple[str, ...] = ()) -> PackReport:
     """What a packing call did, by the manifest that stands there now."""
     shards = manifest["shards"]
-    return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine, taken_over, decoded)
+    return PackReport(manifest["rows"], len(shards), sum(line["bytes"] for line in shards), skipped, quarantine, taken_over, decoded, unproven)

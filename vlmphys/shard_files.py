@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 BATCHES = ".batches"
 REPACK = "write it with data_prep/pack.py"
+REPAIR = "run the same data_prep/pack.py command again with --repair, which makes anew what is damaged"
 
 
 def schema_metadata(meta: dict) -> dict[str, str]:
@@ -49,8 +51,8 @@ class _HashedFile:
         self._stream.flush()
 
     def close(self) -> None:
-        self._stream.close()
         self.closed = True
+        self._stream.close()
 
     def sha256(self) -> str:
         """Hex digest of what was written so far."""
@@ -93,10 +95,16 @@ class ShardWriter:
         fsync_folder(self.path.parent)
         return line
 
-    def leave(self) -> None:
-        """End before the shard is whole, with all rows so far in record batches that can be read again; nothing where `close` was reached."""
-        if not self._sink.closed:
-            self._flush()
+    def leave(self, failed: bool = False) -> None:
+        """End before the shard is whole, with all rows so far in record batches that can be read again; after a write that `failed`, and where
+        the disk refuses now, with the batches that are listed. Nothing where `close` was reached."""
+        if self._sink.closed:
+            return
+        # What comes after the last listed batch is cut off by whoever goes on from here.
+        with suppress(OSError):
+            if not failed:
+                self._flush()
+        with suppress(OSError):
             self._sink.close()
 
     def abort(self) -> None:
@@ -130,13 +138,13 @@ def manifest_of(kind: str, meta: dict, shards: list[dict], **more: object) -> di
     return {"kind": kind, "version": meta["version"], "meta": meta, "rows": sum(line["rows"] for line in shards), "shards": shards, **more}
 
 
-def read_manifest(folder: Path, kind: str) -> dict:
-    """A folder's manifest. Raises ValueError, naming the file, where it is missing, broken, newer, or of another kind."""
+def read_manifest(folder: Path, kind: str, cure: str = REPACK) -> dict:
+    """A folder's manifest. Raises ValueError, naming the file, where it is missing or broken (ending with `cure`), newer, or of another kind."""
     path = Path(folder) / MANIFEST
-    manifest = read_json(path, REPACK)
+    manifest = read_json(path, cure)
     if manifest.get("version") != VERSION:
         raise ValueError(f"{path}: version {manifest.get('version')!r} is not known here, only {VERSION}; "
-                         "use the vlmphys that wrote it, or pack again with data_prep/pack.py")
+                         "use the vlmphys that wrote it, or pack again with data_prep/pack.py" + (" --restart" if kind == "frames" else ""))
     if manifest.get("kind") != kind:
         raise ValueError(f"{path}: lists {manifest.get('kind')!r}, {kind!r} is expected; {REPACK}")
     missing = [key for key in ("meta", "shards", "rows") if key not in manifest]
@@ -153,7 +161,8 @@ class Table:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder, self.kind)
+        lost = self.repairable and any(self.folder.glob(f"{self.kind}-*.arrow"))
+        self.manifest = read_manifest(self.folder, self.kind, REPAIR if lost else REPACK)
         self.meta: dict = self.manifest["meta"]
         self.fingerprint = sha256_text(json_bytes({"meta": self.meta, "shards": self.manifest["shards"]}).decode())
         self._batches: list[pa.RecordBatch] = []
@@ -221,8 +230,7 @@ class Table:
         return ()
 
     def _damaged(self, path: Path, problem: str) -> ValueError:
-        cure = ("run the same data_prep/pack.py command again with --repair, which makes anew what is damaged" if self.repairable
-                else f"delete {self.folder} and pack it again")
+        cure = REPAIR if self.repairable else f"delete {self.folder} and pack it again"
         return ValueError(f"{path}: {problem}; {cure}")
 
     def _find(self, key) -> tuple[pa.RecordBatch, int]:

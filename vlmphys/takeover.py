@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from vlmphys.files import fsync_file, read_json
+from vlmphys.files import fsync_file
 from vlmphys.layout import Clip
 from vlmphys.records import sha256_file
-from vlmphys.shard_files import MANIFEST, VERSION, read_manifest, schema_metadata
+from vlmphys.shard_files import read_manifest
 from vlmphys.shards import FRAMES, QUARANTINE, read_quarantine
+from vlmphys.sources import stat_now
+from vlmphys.standing import is_sound, sound_shards
 from vlmphys.unfinished import JOURNAL, KEPT, append_durably, clips_in, kept_files, stream_of
 
 
@@ -49,11 +51,19 @@ class FormerRows:
 
     def __init__(self, schema: pa.Schema, of_id: bool):
         self.schema = schema
+        self.unproven: tuple[str, ...] = ()
         self._known = Known(of_id, "box" in schema.names)
         self._places: dict[tuple[str, str, str], tuple[Path, int, pa.RecordBatch, int]] = {}
+        self._facts: dict[Path, tuple[int, int] | None] = {}
 
-    def add(self, path: Path, needless: Container[tuple[str, str]] = ()) -> int:
-        """Know the rows of a shard, without the `needless` ones, by clip id and sha256; returns how many are new."""
+    def add(self, path: Path, facts: tuple[int, int] | None, needless: Container[tuple[str, str]] = ()) -> int:
+        """Know the rows of a shard, without the `needless` ones, by clip id and sha256; returns how many are new.
+
+        `facts` is the shard's `stat_now` from before it was hashed.
+        """
+        if stat_now(path) != facts:
+            return 0
+        self._facts[path] = facts
         reader, begin = stream_of(path)
         if not reader.schema.equals(self.schema, check_metadata=True):
             return 0
@@ -70,8 +80,12 @@ class FormerRows:
         return replace(self._known, keys=frozenset(self._places))
 
     def row(self, clip: Clip, sha256: str) -> dict:
-        """The row of a clip whose file has a `known` sha256; its pixels are read here."""
+        """The row of a clip whose file has a `known` sha256; its pixels are read here. ValueError where the shard was changed since it was hashed."""
         path, begin, batch, row = self._places[self._known.key(clip.clip_id, clip.category, sha256)]
+        changed = f"{path}: was cut off or replaced while rows of it were copied; run the same command again, and let nothing else write there"
+        # Before anything is read: a page that a shorter file lacks would end the process.
+        if stat_now(path) != self._facts[path]:
+            raise ValueError(changed)
         value = {}
         for field in self.schema:
             column = batch.column(field.name)
@@ -79,8 +93,12 @@ class FormerRows:
                 # Read, not mapped: pages of former shards would count as this process's memory.
                 offset = column.buffers()[1].address - begin + (column.offset + row) * field.type.byte_width
                 value[field.name] = np.fromfile(path, np.uint8, field.type.byte_width, offset=offset)
+                if value[field.name].size < field.type.byte_width:
+                    raise ValueError(changed)
             else:
                 value[field.name] = column[row].as_py()
+        if stat_now(path) != self._facts[path]:
+            raise ValueError(changed)
         return {**value, "clip_id": clip.clip_id, "category": clip.category, "state": clip.state, "label": clip.label}
 
 
@@ -91,34 +109,17 @@ def former_rows(target: Path | None, partial: Path, settings: dict[str, str], sc
     Shards are read once for their sha256: rows of a damaged one are not taken over.
     """
     rows, kept = FormerRows(schema, of_id), kept_files(partial)
-    for line in sound_shards(target, settings) if target else ():
-        rows.add(target / line["file"])
+    sound, unproven = sound_shards(target, settings) if target else ({}, ())
+    for path, facts in sound.items():
+        new = rows.add(path, facts)
+        rows.unproven += (str(path),) if new and str(path) in unproven else ()
     # By their bytes, too: files may have changed names since.
     finished = {pair for entry in done.values() if entry["shard"] and kept for pair in clips_in(partial / entry["shard"]["file"])}
     for path in kept:
-        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, finished):
+        facts = stat_now(path)
+        if sha256_file(path) != KEPT.fullmatch(path.name).group(1) or not rows.add(path, facts, finished):
             path.unlink()
     return rows
-
-
-def packed_settings(manifest: dict) -> dict[str, str]:
-    """The settings of a finished folder of frames; those packed before the reader was noted had the default."""
-    return {**schema_metadata(manifest.get("meta", {})), "reader": manifest.get("reader", "auto")}
-
-
-def sound_shards(target: Path, settings: dict[str, str]) -> list[dict]:
-    """The manifest's lines of the shards of a finished folder whose bytes are right; none where it has other settings, or is not there."""
-    if not (target / MANIFEST).is_file():
-        return []
-    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
-    lines = manifest["shards"] if manifest.get("version") == VERSION and packed_settings(manifest) == settings else []
-    return [line for line in lines if is_sound(target, line, True)]
-
-
-def is_sound(folder: Path, line: dict, read: bool) -> bool:
-    """Whether a shard is there with its bytes, by their number, or with `read` by their sha256."""
-    path = folder / line["file"]
-    return path.is_file() and path.stat().st_size == line["bytes"] and not (read and sha256_file(path) != line["sha256"])
 
 
 def is_whole(folder: Path, read: bool) -> bool:
@@ -139,11 +140,12 @@ def link_shards(target: Path, partial: Path, settings: dict[str, str], chunks: l
     Nothing where its list of the quarantine is damaged: that says which clips a shard lacks.
     """
     quarantine = _quarantine(target)
-    for line in sound_shards(target, settings) if quarantine is not None else ():
+    sound = sound_shards(target, settings)[0] if quarantine is not None else {}
+    for line in read_manifest(target, FRAMES)["shards"] if sound else ():
         index = int(line["file"].removesuffix(".arrow").rpartition("-")[2])
         clip_ids = {clip.clip_id for clip in chunks[index]}
         bad = [one for one in quarantine if one["clip_id"] in clip_ids]
-        if index in done or line["rows"] + len(bad) != len(chunks[index]):
+        if target / line["file"] not in sound or index in done or line["rows"] + len(bad) != len(chunks[index]):
             continue
         path = partial / line["file"]
         path.unlink(missing_ok=True)

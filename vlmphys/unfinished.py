@@ -167,12 +167,13 @@ def unfinished_clips(partial: Path) -> tuple[dict[str, str], int]:
     return header.get("settings", {}), sum(entry["shard"]["rows"] for entry in entries if entry["shard"]) + max(len(kept), *begun, 0)
 
 
-def clips_in(path: Path) -> list[tuple[str, str]]:
-    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged."""
+def clips_in(path: Path, torn: bool = False) -> list[tuple[str, str]]:
+    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged, with `torn` those before that."""
+    batches = []
     try:
-        batches = list(stream_of(path)[0])
-        for batch in batches:
+        for batch in stream_of(path)[0]:
             batch.validate(full=True)       # offsets and names: no pixel is read
+            batches.append(batch)
     except pa.ArrowException:
-        return []
+        batches = batches if torn else []
     return [pair for batch in batches for pair in zip(*(batch.column(name).to_pylist() for name in ("clip_id", "source_sha256")))]

@@ -192,9 +192,9 @@ def test_a_full_disk_stops_it_and_room_lets_it_go_on(videos, small_disk, reposit
                 time.sleep(0.01)
             fill()
 
-    with pytest.raises(ValueError, match=f"{out}: no space left on the device; make room and run the same command again: finished shards are kept"):
+    with pytest.raises(ValueError, match=f"{out}: no space left on the device; make room and run the same command again: finished shards, and all of the next one "):
         pack_frames(clips, out, settings, 0, progress)
-    assert not (out / "frames").exists() and not list(out.rglob("*.tmp"))
+    assert not (out / "frames").exists()
     # The command sees at its start that there is no room.
     write_split(tmp_path / "split.json", make_split(scan_videos(videos), "weak", per_anomaly=1))
     done = subprocess.run([sys.executable, "data_prep/pack.py", "--videos", videos, "--split", tmp_path / "split.json", "--model", tiny_model_folder,
