@@ -13,7 +13,7 @@ VERDICT_WORDS_PATTERN = r"(?:ab)?normal\w*|anomal\w*|verdict\w*"
 JUDGING_PATTERN = r"as (?:it|they) should|(?:non-?)?defect\w*|(?:fault(?:s|y|ed|less\w*)?|malfunction\w*|flaw(?:s|ed|less\w*)?)\b"
 NEGATION = r"(?:not|no|never|nothing|none|neither|nor|without|cannot|hardly|free of|\w+n't)"
 NEGATED_PATTERN = re.compile(rf"\b{NEGATION}\b(?:\s+\w+){{0,2}}\s*$", re.IGNORECASE)
-ABNORMAL_PATTERN = re.compile(r"\b(?:abnormal|anomal|defect|faulty|malfunction)\w*", re.IGNORECASE)
+FAULTY_PATTERN = re.compile(r"\b(?:abnormal|anomal|defect|faulty|malfunction)\w*", re.IGNORECASE)
 CALLED_NORMAL_PATTERN = re.compile(r"\b(?:is|are|looks?|seems?|appears?|moves?|turns?|works?|runs?)\s+(?:\w+ly\s+)?normal(?:ly)?\b",
                                    re.IGNORECASE)
 # A sentence of two parts may say of one that it is normal, and of the other what is wrong.
@@ -50,7 +50,7 @@ def leaks_in_normal(text: str, anomalies: Iterable[str]) -> list[str]:
     """The words of a normal state's text that say the other verdict, or name a fault: a name of several words in any case, the word of a fault
     where nothing negates it (`no leak` says what is right)."""
     anomalies = list(anomalies)
-    plain = [match.group(0) for match in ABNORMAL_PATTERN.finditer(text) if not negated(text, match)]
+    plain = [match.group(0) for match in FAULTY_PATTERN.finditer(text) if not negated(text, match)]
     patterns = [rf"\b(?:{pattern})\b" for state in anomalies for word in words_of(state) if (pattern := FAULT_WORDS.get(word))]
     plain += [match.group(0) for pattern in dict.fromkeys(patterns) for match in re.finditer(pattern, text, re.IGNORECASE)
               if not negated(text, match)]

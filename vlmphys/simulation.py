@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vlmphys.files import clear_disk_errors, json_bytes, only_writer, read_json, write_atomic
+from vlmphys.files import clear_disk_errors, fsync_file, json_bytes, only_writer, read_json, write_atomic
 from vlmphys.mechanisms import known_mechanisms, load_mechanism
 from vlmphys.mechanisms.clips import SimulatedClip, simulate_clip
 from vlmphys.mechanisms.physics import FPS
@@ -136,9 +136,9 @@ def _claim_folder(root: Path, config: SimulationConfig) -> None:
 
 
 def _remove_partials(planned: list[ClipJob]) -> None:
-    """Remove what a run that was killed had begun to encode."""
+    """Remove what a run that was killed had begun to write."""
     for folder in {job.path.parent for job in planned}:
-        for partial in folder.glob(f"*{PARTIAL}"):
+        for partial in (*folder.glob(f"*{PARTIAL}"), *folder.glob(".*.json.*.tmp")):
             partial.unlink(missing_ok=True)
 
 
@@ -150,7 +150,8 @@ def write_clip(job: ClipJob) -> int:
     partial = job.path.with_suffix(f".{os.getpid()}{PARTIAL}")
     try:
         count = encode_h264(partial, clip.frames(job.size), job.size, encoder_crf(job.seed))
-        job.path.with_suffix(".json").write_text(json.dumps(ground_truth(job, clip)) + "\n")
+        write_atomic(job.path.with_suffix(".json"), (json.dumps(ground_truth(job, clip)) + "\n").encode())
+        fsync_file(partial)     # a name that outlives a power cut must not stand for an empty file: the next run would skip it
         os.replace(partial, job.path)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """The judge against a real server of the chat protocol: `python tests/bench/judge_server.py [--items 200] [--url URL --model NAME]`.
 
 Without --url it starts `transformers serve` (pip install 'transformers[serving]') with a little chat model made here that replies with the same
-grades to everything. It shows that every item is asked once and answered, that a run killed in the middle (SIGKILL, then SIGTERM) loses nothing and asks
-nothing that is answered again, and what it costs. Between the judge and the server stands a proxy that counts.
+grades to everything. It shows that every item is asked once and answered, that a run killed in the middle (SIGKILL, then SIGTERM) loses nothing and
+asks nothing that is answered again, and what it costs. Between the judge and the server stands a proxy that counts.
 """
 
 from __future__ import annotations

@@ -87,11 +87,11 @@ def test_what_a_killed_run_had_begun_is_cleaned_away_and_nothing_else(tmp_path):
     simulate_bench(root, small(), workers=1)
     train, notes = root / "rubber_band/train", root / "notes"
     notes.mkdir()
-    for folder, names in ((train, ("0000.partial", "0001.123.partial")), (notes, ("mine.partial",))):
+    for folder, names in ((train, ("0000.partial", "0001.123.partial", ".0000.json.123.tmp")), (notes, ("mine.partial",))):
         for name in names:
             (folder / name).write_bytes(b"half a clip")
     simulate_bench(root, small(), workers=1)
-    assert [path.name for path in root.rglob("*.partial")] == ["mine.partial"] and not list(root.glob(".*"))
+    assert [path.name for path in root.rglob("*.partial")] == ["mine.partial"] and not list(root.rglob(".*.tmp"))
 
 
 def test_a_clip_that_cannot_be_encoded_leaves_no_part_of_itself(tmp_path, monkeypatch):
