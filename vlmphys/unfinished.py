@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlmphys.files import finish_swap, fsync_file, swap_folder, write_atomic
+from vlmphys.files import fsync_file, write_atomic
 from vlmphys.shard_files import BATCHES, MANIFEST
 from vlmphys.shards import QUARANTINE
 
@@ -28,15 +28,6 @@ OWN_FILES = re.compile(rf"\w+-\d{{5,}}\.arrow(\.tmp|{re.escape(BATCHES)})?|{KEPT
                        rf"{re.escape(QUARANTINE)}|\..+\.tmp")
 # An Arrow file is a stream of messages between this much at its beginning and a footer: what was cut off can be read as the stream.
 MAGIC_BYTES = 8
-
-
-def finish_folder(partial: Path, target: Path) -> None:
-    """Give a folder that was complete, manifest and all, when a crash came the name `target`, or undo a swap that the crash cut in two."""
-    if (partial / MANIFEST).is_file():
-        (partial / JOURNAL).unlink(missing_ok=True)
-    finish_swap(partial, target, MANIFEST)
-    if (partial / MANIFEST).is_file() and (target / MANIFEST).is_file():
-        swap_folder(partial, target)
 
 
 def check_partial(partial: Path) -> None:
