@@ -159,10 +159,14 @@ def unfinished_clips(partial: Path) -> tuple[dict[str, str], int]:
 
 
 def clips_in(path: Path, torn: bool = False) -> list[tuple[str, str]]:
-    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged, with `torn` those before that."""
+    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged, with `torn` those before that,
+    and none in somebody's file of other columns."""
     batches = []
     try:
-        for batch in stream_of(path)[0]:
+        stream, _ = stream_of(path)
+        if not {"clip_id", "source_sha256"} <= set(stream.schema.names):
+            return []
+        for batch in stream:
             batch.validate(full=True)       # offsets and names: no pixel is read
             batches.append(batch)
     except pa.ArrowException:
