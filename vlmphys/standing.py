@@ -60,10 +60,10 @@ def is_lost(target: Path) -> bool:
         return False
     try:
         return not isinstance(json.loads((target / MANIFEST).read_bytes()), dict)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):     # no JSON, or no UTF-8
         return True
-    except ValueError:      # no JSON, or no UTF-8
-        return True
+    except (OSError, RecursionError):       # `read_json` says what is wrong with it
+        return False
 
 
 def check_version(target: Path) -> None:

@@ -171,4 +171,6 @@ def clips_in(path: Path, torn: bool = False) -> list[tuple[str, str]]:
             batches.append(batch)
     except pa.ArrowException:
         batches = batches if torn else []
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be read (Permission denied); give yourself the right to read it") from error
     return [pair for batch in batches for pair in zip(*(batch.column(name).to_pylist() for name in ("clip_id", "source_sha256")))]

@@ -9,11 +9,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from clip_files import make_videos
 from launching import load_script
 
-from vlmphys import packing, shard_files
+from vlmphys import packing, shard_files, unfinished
 from vlmphys.files import only_writer
 from vlmphys.layout import Clip, scan_videos
 from vlmphys.packing import FrameSettings, PackReport, check_kept, pack_frames
@@ -173,6 +174,22 @@ def test_a_folder_with_a_strangers_file_is_not_one_whose_manifest_is_lost(videos
     for options in ({"repair": True}, {"restart": True}):
         with pytest.raises(ValueError, match="was not written by data_prep/pack.py"):
             pack(scan_videos(videos), out, **options)
+
+
+@pytest.mark.parametrize("place, name, said", ((unfinished, "stream_of", r"frames-00000\.arrow"), (Path, "read_bytes", r"manifest\.json")))
+def test_packed_files_that_may_not_be_read_are_named(videos, out, monkeypatch, place, name, said):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(place, name, refused)
+    with pytest.raises(ValueError, match=rf"frames/{said}: cannot be read \(Permission denied\)"):
+        check_kept(scan_videos(videos)[1:], out, SETTINGS)
+
+
+def test_somebodys_arrow_file_among_the_shards_counts_for_nothing(videos, out):
+    with pa.ipc.new_file(out / "frames/mine.arrow", pa.schema([("x", pa.int64())])) as writer:
+        writer.write_table(pa.table({"x": [1]}))
+    assert check_kept(scan_videos(videos)[1:], out, SETTINGS) == ["1 packed clip is not in this split and will be dropped"]
 
 
 def test_frames_of_a_newer_version_are_replaced_with_restart_alone(videos, once, out):
