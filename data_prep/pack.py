@@ -41,7 +41,7 @@ from vlmphys.records import Variant, counted
 from vlmphys.regions import check_categories, parse_regions
 from vlmphys.shards import DIALOGUES, FRAMES, QUARANTINE, SPLIT, DialogueTable, FramesTable
 from vlmphys.splits import SplitFile, check_split_target, load_split, losses
-from vlmphys.unfinished import finish_folder
+from vlmphys.standing import finish_folder
 from vlmphys.video import READERS
 
 MOST_CLASSES = 20
@@ -119,7 +119,9 @@ def run(options: argparse.Namespace) -> int:
     if with_frames:
         found = find_clips(options.videos)
         clips = check_clips(found, split)
-        if others := len(found) - len(clips):
+        # A split of some categories alone (split.py --categories) leaves the others out on purpose.
+        named = {clip.category for clip in clips}
+        if others := sum(clip.category in named for clip in found) - len(clips):
             are, them = ("is", "it") if others == 1 else ("are", "them")
             console.print(f"note: {counted(others, 'clip')} of the videos {are} in no side of the split: split again to use {them}")
         states = {clip.clip_id: (clip.category, clip.state) for clip in clips}

@@ -85,9 +85,11 @@ stage "$marks/split" "splitting" "$input" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol "$protocol" ${per_anomaly:+--per-anomaly "$per_anomaly"} \
     --seed "$seed"
 tiny=vlmphys/tiny_base
+advise_on_pack "$out/packed"
 stage "$marks/pack" "packing frames and dialogues" "$marks/split $tiny/config.json $tiny/tokenizer.json${priors:+ $out/priors.list}" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model tiny --out "$out/packed" --seed "$seed" \
     ${priors:+--priors "$priors"}
+advice=""
 predictions=() finished=""
 for variant in ${variants//,/ }; do
     stage "$marks/train-$variant" "fine-tuning, $variant" \

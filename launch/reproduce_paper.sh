@@ -125,10 +125,11 @@ prepare() {  # prepare FOLDER SEED [CATEGORY]: split and pack; with CATEGORY onl
     stage "$marks/split" "$what: splitting" "$list" \
         python data_prep/split.py --videos "$videos" --out "$folder/split.json" "${protocol[@]}" --seed "$seed" \
         ${category:+--categories "$category"}
-    advice=""
+    advise_on_pack "$folder/packed"
     stage "$marks/pack" "$what: packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
         python data_prep/pack.py --videos "$videos" --split "$folder/split.json" --model "$model" --out "$folder/packed" --seed "$seed" \
         ${priors:+--priors "$priors"}
+    advice=""
 }
 
 train_variant() {  # train_variant stage|was_done, with the local variables of `experiment`

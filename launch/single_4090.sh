@@ -82,9 +82,11 @@ list_videos "$videos" "$out/videos.list"
 [ -z "$priors" ] || list_videos "$priors" "$out/priors.list"
 stage "$marks/split" "splitting" "$out/videos.list" \
     python data_prep/split.py --videos "$videos" --out "$out/split.json" --protocol "$protocol" ${per_anomaly:+--per-anomaly "$per_anomaly"}
+advise_on_pack "$out/packed"
 stage "$marks/pack" "packing frames and dialogues" "$marks/split${priors:+ $out/priors.list}" \
     python data_prep/pack.py --videos "$videos" --split "$out/split.json" --model "$model" --out "$out/packed" --variants "$variant" \
     ${priors:+--priors "$priors"}
+advice=""
 if [ -z "$micro_batch$accumulation" ]; then
     stage "$marks/plan" "finding the micro-batch" "$marks/pack $recipe ds_configs/single_4090.json" \
         choose_batch "$out/batch" --config "$recipe" --data "$out/packed" \

@@ -48,6 +48,12 @@ stage_failed() {  # stage_failed "what it does" STATUS: 2 is what the commands a
     exit 2
 }
 
+advise_on_pack() {  # advise_on_pack FOLDER, before it is packed: options that pack.py may name where something is packed are none of these scripts
+    advice=""
+    [ ! -e "$1/frames" ] && [ ! -e "$1/frames.partial" ] ||
+        advice="--drop, --repair and --restart are options of data_prep/pack.py, not of this script: give them to it once, or remove $1"
+}
+
 show_results() {  # show_results FOLDER, after the scoring: its table, where no stage has just printed it, and where the rest is
     if [ -z "${repeated:-}" ]; then
         echo

@@ -22,9 +22,9 @@ from vlmphys.packing import PackReport, report_of
 from vlmphys.records import sha256_text
 from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of
 from vlmphys.shards import FramesTable
-from vlmphys.standing import stored_inputs
+from vlmphys.standing import finish_folder, stored_inputs
 from vlmphys.tower import feature_layers, load_tower, tower_features, tower_sha256
-from vlmphys.unfinished import JOURNAL, append_durably, check_space, finish_folder, open_journal
+from vlmphys.unfinished import JOURNAL, append_durably, check_space, open_journal
 
 # A shard of the 7B model's features takes 270 MB, and what a crash costs is at most one.
 CLIPS_PER_SHARD = 64
@@ -73,7 +73,7 @@ def fitting_batch_size(vision_config, meta: dict, dtype: torch.dtype) -> int:
 def pack_features(frames: FramesTable, out: Path, run: TowerRun, progress: Callable[[int], None] = lambda clips_done: None) -> PackReport:
     """Write `out/features` for these frames, or go on where an earlier run stopped, or do nothing where it is all there.
 
-    The former folder stands until its successor is complete. Raises ValueError where the frames do not fit the model, where a value
+    The former folder, which is made anew where its manifest is lost, stands until its successor is complete. Raises ValueError where the frames do not fit the model, where a value
     has no place in fp16, and where the disk is full.
     """
     frames.check(run.facts.image_size)
@@ -82,7 +82,7 @@ def pack_features(frames: FramesTable, out: Path, run: TowerRun, progress: Calla
     meta, clip_ids = features_meta(frames, run), frames.clip_ids
     # Where and in which precision the tower runs changes last bits: shards of two kinds are not mixed, finished features are not redone.
     inputs = sha256_text(json.dumps([meta, CLIPS_PER_SHARD, clip_ids], sort_keys=True))
-    if stored_inputs(target) == inputs:
+    if stored_inputs(target, anew=True) == inputs:
         progress(len(clip_ids))
         return report_of(FeaturesTable.open(target).manifest, True)
     with clear_disk_errors(out, "finished shards"):

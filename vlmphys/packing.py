@@ -29,10 +29,10 @@ from vlmphys.shard_files import MANIFEST, VERSION, ShardWriter, manifest_of, sch
 from vlmphys.shards import FRAMES, FRAMES_PER_BATCH, QUARANTINE, FramesTable, frames_schema, read_quarantine
 from vlmphys.sources import clip_stat, sha256_now, stat_now
 from vlmphys.splits import SplitFile
-from vlmphys.standing import UNKNOWN, check_dropped, check_version, finished_clips, stored_inputs
+from vlmphys.standing import UNKNOWN, check_dropped, check_version, finish_folder, finished_clips, stored_inputs
 from vlmphys.takeover import NOTHING_KNOWN, FormerRows, Known, former_rows, is_whole, link_shards
-from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, finish_folder, keep_rows, kept_files, open_journal,
-                                read_journal, unfinished_clips)
+from vlmphys.unfinished import (JOURNAL, append_durably, check_partial, check_space, keep_rows, kept_files, open_journal, read_journal,
+                                unfinished_clips)
 from vlmphys.video import READERS, read_picked
 from vlmphys.workers import Lost, run_in_order
 

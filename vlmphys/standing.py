@@ -11,16 +11,25 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlmphys.files import read_json
+from vlmphys.files import finish_swap, read_json, swap_folder
 from vlmphys.records import counted, sha256_file
 from vlmphys.shard_files import MANIFEST, REPAIR, VERSION, read_manifest, schema_metadata
 from vlmphys.shards import FRAMES, QUARANTINE
 from vlmphys.sources import stat_now
-from vlmphys.unfinished import clips_in
+from vlmphys.unfinished import JOURNAL, clips_in
 
 RESTART = "or with --restart, which decodes all anew"
 # A setting that nothing says any more.
 UNKNOWN = "unknown"
+
+
+def finish_folder(partial: Path, target: Path) -> None:
+    """Give a folder that was complete, manifest and all, when a crash came the name `target`, or undo a swap that the crash cut in two."""
+    if (partial / MANIFEST).is_file():
+        (partial / JOURNAL).unlink(missing_ok=True)
+    finish_swap(partial, target, MANIFEST)
+    if (partial / MANIFEST).is_file() and ((target / MANIFEST).is_file() or is_lost(target)):
+        swap_folder(partial, target)
 
 
 def stored_inputs(target: Path, anew: bool = False) -> str | None:
@@ -51,10 +60,10 @@ def is_lost(target: Path) -> bool:
         return False
     try:
         return not isinstance(json.loads((target / MANIFEST).read_bytes()), dict)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):     # no JSON, or no UTF-8
         return True
-    except ValueError:      # no JSON, or no UTF-8
-        return True
+    except (OSError, RecursionError):       # `read_json` says what is wrong with it
+        return False
 
 
 def check_version(target: Path) -> None:
@@ -86,7 +95,8 @@ def check_dropped(clip_ids: set[str], target: Path, partial: Path, drop: bool) -
     are = "is" if len(lost) == 1 else "are"
     if 2 * len(lost) > len(packed) and not drop:
         raise ValueError(f"{target}: {len(lost)} of {counted(len(packed), 'packed clip')} {are} not in this split and would be dropped, first "
-                         f"{min(lost)!r}: give the split that they were packed with, another --out, or --drop to let them go")
+                         f"{min(lost)!r}: give the split that they were packed with, another --out, or --drop to let them go: rows of files "
+                         "that have only changed their names are taken over all the same")
     return [f"{counted(len(lost), 'packed clip')} {are} not in this split and will be dropped"]
 
 

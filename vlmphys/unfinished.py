@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vlmphys.files import finish_swap, fsync_file, swap_folder, write_atomic
+from vlmphys.files import fsync_file, write_atomic
 from vlmphys.shard_files import BATCHES, MANIFEST
 from vlmphys.shards import QUARANTINE
 
@@ -28,15 +28,6 @@ OWN_FILES = re.compile(rf"\w+-\d{{5,}}\.arrow(\.tmp|{re.escape(BATCHES)})?|{KEPT
                        rf"{re.escape(QUARANTINE)}|\..+\.tmp")
 # An Arrow file is a stream of messages between this much at its beginning and a footer: what was cut off can be read as the stream.
 MAGIC_BYTES = 8
-
-
-def finish_folder(partial: Path, target: Path) -> None:
-    """Give a folder that was complete, manifest and all, when a crash came the name `target`, or undo a swap that the crash cut in two."""
-    if (partial / MANIFEST).is_file():
-        (partial / JOURNAL).unlink(missing_ok=True)
-    finish_swap(partial, target, MANIFEST)
-    if (partial / MANIFEST).is_file() and (target / MANIFEST).is_file():
-        swap_folder(partial, target)
 
 
 def check_partial(partial: Path) -> None:
@@ -168,12 +159,18 @@ def unfinished_clips(partial: Path) -> tuple[dict[str, str], int]:
 
 
 def clips_in(path: Path, torn: bool = False) -> list[tuple[str, str]]:
-    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged, with `torn` those before that."""
+    """(clip id, sha256 of its file) of each row of a shard, or of a file of kept rows; none where it is damaged, with `torn` those before that,
+    and none in somebody's file of other columns."""
     batches = []
     try:
-        for batch in stream_of(path)[0]:
+        stream, _ = stream_of(path)
+        if not {"clip_id", "source_sha256"} <= set(stream.schema.names):
+            return []
+        for batch in stream:
             batch.validate(full=True)       # offsets and names: no pixel is read
             batches.append(batch)
     except pa.ArrowException:
         batches = batches if torn else []
+    except PermissionError as error:
+        raise ValueError(f"{path}: cannot be read (Permission denied); give yourself the right to read it") from error
     return [pair for batch in batches for pair in zip(*(batch.column(name).to_pylist() for name in ("clip_id", "source_sha256")))]

@@ -238,6 +238,9 @@ def test_resumed_after_a_kill_they_are_the_same_to_the_byte(packed_folder, tiny_
     assert done[0] == 16 and done[-1] == 38 and report.rows == 38 and not report.skipped
     assert tree(broken) == tree(whole)
     assert feature_packing.pack_features(frames, broken, tower).skipped
+    for damage in (lambda path: os.truncate(path, path.stat().st_size // 2), Path.unlink):
+        damage(broken / "features/manifest.json")
+        assert feature_packing.pack_features(frames, broken, tower).rows == 38 and tree(broken) == tree(whole)
 
 
 def test_verify_reads_every_row(with_features, tiny_model_folder, tmp_path):

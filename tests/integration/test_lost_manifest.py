@@ -9,11 +9,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from clip_files import make_videos
 from launching import load_script
 
-from vlmphys import packing, shard_files
+from vlmphys import packing, shard_files, unfinished
 from vlmphys.files import only_writer
 from vlmphys.layout import Clip, scan_videos
 from vlmphys.packing import FrameSettings, PackReport, check_kept, pack_frames
@@ -143,6 +144,19 @@ def test_beside_a_lost_manifest_a_cut_shard_gives_no_row_and_restart_decodes_all
     assert (report.taken_over, report.decoded) == (0, CLIPS) and tree(out) == before
 
 
+@pytest.mark.parametrize("damage", (Path.unlink, cut), ids=("gone", "cut"))
+def test_what_was_decoded_over_a_lost_manifest_is_not_lost_to_a_kill_before_it_has_its_name(videos, once, out, monkeypatch, damage):
+    damage(out / "frames/manifest.json")
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(packing, "swap_folder", killed)
+        pack(scan_videos(videos), out, restart=True)
+    assert pack(scan_videos(videos), out).skipped and tree(out) == tree(once)
+
+
 def test_what_is_left_of_a_manifest_tells_the_reader_and_a_flipped_shard(videos, out):
     """The first line's sha256 is left; a shard of other bytes is one that nothing proves."""
     text, clips = (out / "frames/manifest.json").read_text(), scan_videos(videos)
@@ -160,6 +174,22 @@ def test_a_folder_with_a_strangers_file_is_not_one_whose_manifest_is_lost(videos
     for options in ({"repair": True}, {"restart": True}):
         with pytest.raises(ValueError, match="was not written by data_prep/pack.py"):
             pack(scan_videos(videos), out, **options)
+
+
+@pytest.mark.parametrize("place, name, said", ((unfinished, "stream_of", r"frames-00000\.arrow"), (Path, "read_bytes", r"manifest\.json")))
+def test_packed_files_that_may_not_be_read_are_named(videos, out, monkeypatch, place, name, said):
+    def refused(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(place, name, refused)
+    with pytest.raises(ValueError, match=rf"frames/{said}: cannot be read \(Permission denied\)"):
+        check_kept(scan_videos(videos)[1:], out, SETTINGS)
+
+
+def test_somebodys_arrow_file_among_the_shards_counts_for_nothing(videos, out):
+    with pa.ipc.new_file(out / "frames/mine.arrow", pa.schema([("x", pa.int64())])) as writer:
+        writer.write_table(pa.table({"x": [1]}))
+    assert check_kept(scan_videos(videos)[1:], out, SETTINGS) == ["1 packed clip is not in this split and will be dropped"]
 
 
 def test_frames_of_a_newer_version_are_replaced_with_restart_alone(videos, once, out):
@@ -278,3 +308,10 @@ def test_videos_that_no_side_of_the_split_names_are_counted(command, videos, out
     assert f"5 {words}" in command(0, "--split", fewer(tmp_path, videos, 2), "--check", "--drop")
     said = command(0, "--split", fewer(tmp_path, videos, 4))
     assert "1 clip of the videos is in no side of the split: split again to use it" in said and "frames: packed, 8 rows" in said
+
+
+def test_clips_of_categories_that_a_split_leaves_out_are_not_counted(command, videos, tmp_path):
+    """As `split.py --categories` writes one, and reproduce_paper.sh --per-category packs it."""
+    more = Path(shutil.copytree(videos, tmp_path / "more"))
+    shutil.copytree(more / "fan", more / "gear")
+    assert "in no side of the split" not in command(0, "--videos", more, "--check")

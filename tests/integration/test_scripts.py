@@ -143,6 +143,16 @@ def test_a_claim_is_given_back_while_nothing_but_lists_and_a_split_was_made(repo
     assert stages(repository, tmp_path, f"set -- mine 2\n{run}").returncode == 0
 
 
+def test_options_that_pack_py_names_over_packed_frames_are_said_to_be_its_own(repository, tmp_path):
+    run = 'advise_on_pack "$T/packed"\nstage "$T/done/pack" "packing" "" bash -c "exit 2"'
+    assert "--drop" not in stages(repository, tmp_path, run).stderr
+    (tmp_path / "packed/frames").mkdir(parents=True)
+    assert f"give them to it once, or remove {tmp_path}/packed; correct this" in stages(repository, tmp_path, run).stderr
+    assert stages(repository, tmp_path, 'advise_on_pack "$T/packed"\nadvise_on_pack "$T/other"\necho "[$advice]"').stdout == "[]\n"
+    for script in ("quickstart", "single_4090", "reproduce_paper"):
+        assert "advise_on_pack" in (repository / f"launch/{script}.sh").read_text()
+
+
 @pytest.mark.parametrize(("script", "arguments"), [("single_4090", ["--videos", "tests", "--model", "tiny"]), ("reproduce_paper", [])])
 def test_a_misspelt_key_is_refused_before_the_folder_is_claimed(repository, tmp_path, script, arguments):
     shutil.copytree(repository / "launch", tmp_path / "launch")
