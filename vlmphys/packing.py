@@ -289,7 +289,7 @@ def _copy_row(writer: ShardWriter, former: FormerRows, clip: Clip, sha256: str) 
 
 
 class _Disk:
-    """A thread that writes rows and finishes shards in the order given, while the next clips are decoded; nothing else writes meanwhile."""
+    """A thread that writes rows and finishes shards in the order given, while the next clips are decoded; nothing else writes rows."""
 
     def __init__(self):
         self._thread = ThreadPoolExecutor(1, "shard writer")

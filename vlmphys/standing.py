@@ -46,7 +46,7 @@ def stored_inputs(target: Path, anew: bool = False) -> str | None:
         return None
     if not (target / MANIFEST).is_file():
         raise ValueError(foreign)
-    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
+    manifest = _manifest(target)
     if manifest.get("kind") != target.name:
         raise ValueError(foreign)
     return manifest.get("inputs_sha256") if manifest.get("version") == VERSION else None
@@ -77,7 +77,7 @@ def finished_clips(target: Path) -> tuple[dict[str, str], int]:
     if is_lost(target):
         shards = _readable_shards(target)
         return _lost_settings(target, shards[0]) if shards else {}, sum(len(clips_in(path)) for path in shards)
-    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again") if (target / MANIFEST).is_file() else {}
+    manifest = _manifest(target) if (target / MANIFEST).is_file() else {}
     return packed_settings(manifest), manifest.get("rows", 0)
 
 
@@ -118,7 +118,7 @@ def sound_shards(target: Path, settings: dict[str, str]) -> tuple[dict[Path, tup
         return facts, tuple(str(path) for path in facts if sha256_file(path).encode() not in listed)
     if not (target / MANIFEST).is_file():
         return {}, ()
-    manifest = read_json(target / MANIFEST, f"delete {target} and pack it again")
+    manifest = _manifest(target)
     lines = manifest["shards"] if manifest.get("version") == VERSION and packed_settings(manifest) == settings else []
     facts = {target / line["file"]: stat_now(target / line["file"]) for line in lines}
     return {target / line["file"]: facts[target / line["file"]] for line in lines if is_sound(target, line, True)}, ()
@@ -128,6 +128,11 @@ def is_sound(folder: Path, line: dict, read: bool) -> bool:
     """Whether a shard is there with its bytes, by their number, or with `read` by their sha256."""
     path = folder / line["file"]
     return path.is_file() and path.stat().st_size == line["bytes"] and not (read and sha256_file(path) != line["sha256"])
+
+
+def _manifest(target: Path) -> dict:
+    """The manifest of a folder that is not lost (see `is_lost`): its shards may be whole, so that no advice is to delete them."""
+    return read_json(target / MANIFEST, f"make it readable, or move {target} away and pack again")
 
 
 def _left_of_manifest(target: Path) -> bytes:

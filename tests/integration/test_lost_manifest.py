@@ -182,8 +182,9 @@ def test_packed_files_that_may_not_be_read_are_named(videos, out, monkeypatch, p
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(place, name, refused)
-    with pytest.raises(ValueError, match=rf"frames/{said}: cannot be read \(Permission denied\)"):
+    with pytest.raises(ValueError, match=rf"frames/{said}: cannot be read \(Permission denied\)") as raised:
         check_kept(scan_videos(videos)[1:], out, SETTINGS)
+    assert "delete" not in str(raised.value), "the shards are whole"
 
 
 def test_somebodys_arrow_file_among_the_shards_counts_for_nothing(videos, out):
